@@ -1,0 +1,182 @@
+"""Build the book: stage its sources, fill in what the runs found, write scoreboard and status, call Jupyter Book."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from normbook import chapters, claims
+from normbook.chapters import Executed
+from normbook.claims import number, region_text
+from normbook.errors import InputError
+
+CARD = "<!-- claim card -->"  # marks the Markdown cell that the claim card is written into
+
+
+def executed_chapters(folder: Path) -> list[Executed]:
+    """All chapters at scale quick, as executed in ``folder``; what is not there or is no longer current is run."""
+    found = []
+    for slug, path in claims.chapters().items():
+        copy = folder / slug / "notebook.ipynb"
+        current = copy.exists() and chapters.read(copy).info.get("stamp") == chapters.stamp(path)
+        if current:
+            print(f"{slug}: nothing changed, not run again", flush=True)
+        else:
+            print(f"{slug}: running at scale quick", flush=True)
+        found.append(chapters.read(copy) if current else chapters.execute(path, folder / slug, {}))
+        if not current:
+            print(f"{slug}: {found[-1].info['seconds']:.0f} s", flush=True)
+    return found
+
+
+def stage(executed: Sequence[Executed], folder: Path) -> None:
+    """Lay out in ``folder`` what Jupyter Book builds from: configuration, pages, and the executed chapters, dressed."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    (folder / "notebooks").mkdir(parents=True)
+    for name in ("_config.yml", "_toc.yml"):
+        shutil.copy(claims.ROOT / name, folder)
+    shutil.copytree(claims.ROOT / "book", folder / "book")
+    rows = []
+    for slug, chapter in zip(claims.chapters(), executed, strict=True):
+        found = chapters.listing(claims.find(slug), chapter)
+        rows += found
+        dressed = dress(chapter.notebook, found, chapter.info)
+        nbformat.write(dressed, folder / "notebooks" / f"{slug}.ipynb")
+    (folder / "book" / "scoreboard.md").write_text(scoreboard(rows), encoding="utf-8")
+    (folder / "book" / "status.md").write_text(status(executed), encoding="utf-8")
+
+
+def dress(notebook: nbformat.NotebookNode, rows: list[dict[str, Any]], info: dict[str, Any]) -> nbformat.NotebookNode:
+    """A copy of an executed chapter for its page: claim card, freshness line, text alternatives of the figures.
+
+    Raises:
+        InputError: the notebook has no cell for the claim card.
+    """
+    notebook = nbformat.from_dict(json.loads(json.dumps(notebook)))
+    notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    cards = [cell for cell in notebook.cells if cell.cell_type == "markdown" and CARD in cell.source]
+    if len(cards) != 1:
+        raise InputError(f"a chapter needs exactly one Markdown cell with {CARD}, not {len(cards)}")
+    cards[0].source = cards[0].source.split(CARD)[0] + CARD + "\n\n" + card(rows, info)
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            # MyST-NB reads the text alternative from the cell, not from the output that carries it
+            alt = output.get("metadata", {}).get("image/png", {}).get("alt")
+            if alt:
+                cell.metadata["mystnb"] = {"image": {"alt": alt}}
+    return notebook
+
+
+def card(rows: list[dict[str, Any]], info: dict[str, Any]) -> str:
+    """The claim card: statement, source, and the verdict at each scale with its interval."""
+    recorded = [scale for scale in claims.SCALES if any(row["scales"][scale] for row in rows)]
+    head = ["claim", "source", *recorded]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for row in rows:
+        found = [_found(row, scale) for scale in recorded]
+        name = f"[{row['id']}]{{.claim-id}}"
+        lines.append(f"| **{name}** {row['statement']} | {row['source']} | {' | '.join(found)} |")
+    seconds = f" It took {info['seconds']:.0f} s" if "seconds" in info else " It ran"
+    ran = f"{seconds} on {info.get('cores', '?')} cores of: {info['device']}." if "device" in info else ""
+    if "seconds" not in info and "device" in info:
+        ran = f" Recorded on: {info['device']}, torch {info['versions']['torch']}."
+    none = [scale for scale in claims.SCALES if scale not in recorded]
+    missing = f" No runs are recorded at scale {' and '.join(none)} yet." if none else ""
+    body = "\n".join(lines)
+    return f'<div class="claim-card">\n\n{body}\n\n</div>\n\n{ran.strip()}{missing}'
+
+
+def _found(row: dict[str, Any], scale: str) -> str:
+    found = row["scales"][scale]
+    if not found:
+        return "not run"
+    css = found["verdict"].replace(" ", "-")
+    span = "exact" if row["estimator"] == "exact" else f"{number(found['ci_low'])} to {number(found['ci_high'])}"
+    return f"[{found['verdict']}]{{.verdict-{css}}} {number(found['estimate'])} ({span}) {row['unit']}"
+
+
+def scoreboard(rows: list[dict[str, Any]]) -> str:
+    """The page of all claims: verdict, interval, region and control, by chapter."""
+    recorded = [scale for scale in claims.SCALES if any(row["scales"][scale] for row in rows)]
+    judged = [(row, row["scales"][scale]) for row in rows for scale in recorded if row["scales"][scale]]
+    counts = {name: sum(found["verdict"] == name for _, found in judged) for name in _VERDICTS}
+    statistical = [row for row, _ in judged if row["estimator"] != "exact"]
+    chance = sum(1 - row["level"] for row in statistical)
+    lines = [
+        "# Scoreboard",
+        "",
+        f"{len(rows)} claims, judged at scale {', '.join(recorded) or 'none'}: "
+        + ", ".join(f"{count} {name}" for name, count in counts.items())
+        + f". If every claim stood exactly on the edge of its region, chance alone would get at most "
+        f"{number(chance)} of the {len(statistical)} intervals wrong at the levels used.",
+        "",
+        "A control is the same statistic where the claim is false by construction: it must come out *not reproduced*. "
+        "Where a claim is not reproduced, a planted effect must come out *reproduced*. See {doc}`notation`.",
+        "",
+        "| claim | chapter | scale | verdict | estimate (interval) | region | paper | n | control |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    names = {int(slug[:2]): slug for slug in claims.chapters()}
+    for row, found in judged:
+        scale = next(s for s in recorded if row["scales"][s] is found)
+        css = found["verdict"].replace(" ", "-")
+        span = f"{number(found['ci_low'])} to {number(found['ci_high'])}"
+        paper = "" if row["paper_value"] is None else number(row["paper_value"])
+        lines.append(
+            f"| [{row['id']}]{{.claim-id}} {row['statement']} | {{doc}}`{row['chapter']} "
+            f"</notebooks/{names[row['chapter']]}>` | {scale} | [{found['verdict']}]{{.verdict-{css}}} "
+            f"| {number(found['estimate'])} ({span}) {row['unit']} | {region_text(tuple(row['region']))} | {paper} "
+            f"| {found['n']} | {found['control_verdict']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+_VERDICTS = (claims.REPRODUCED, claims.NOT_REPRODUCED, claims.INCONCLUSIVE)
+
+
+def status(executed: Sequence[Executed]) -> str:
+    """The page of runs: per chapter when, where and how long it ran, with which versions, and whether it is current."""
+    lines = [
+        "# Status",
+        "",
+        "What this copy of the book was built from. *Fresh* means that the outputs come from the code shown.",
+        "",
+        "| chapter | started | seconds | slowest cell, seconds | device | torch | state |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for slug, chapter in zip(claims.chapters(), executed, strict=True):
+        info = chapter.info
+        cells = [cell.metadata.get("papermill", {}).get("duration") or 0 for cell in chapter.notebook.cells]
+        fresh = "fresh" if info.get("stamp") == chapters.stamp(claims.find(slug)) else "**stale**"
+        seconds = f"{info['seconds']:.0f}" if "seconds" in info else "not kept"
+        slowest = f"{max(cells):.0f}" if any(cells) else "not kept"
+        lines.append(
+            f"| {{doc}}`{slug} </notebooks/{slug}>` | {info.get('started', 'committed outputs')} | {seconds} "
+            f"| {slowest} | {info.get('device', '')} | {info.get('versions', {}).get('torch', '')} | {fresh} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def build(staged: Path, output: Path, strict: bool = False) -> Path:
+    """Call Jupyter Book on staged sources; return the first page. ``strict`` makes warnings errors.
+
+    Raises:
+        InputError: the build failed; what Sphinx printed says where.
+    """
+    doctrees = output / "_build" / ".doctrees"
+    if doctrees.exists():
+        shutil.rmtree(doctrees)  # a second strict build of a page that failed would be green
+    command = [sys.executable, "-m", "jupyter_book", "build", str(staged), "--path-output", str(output), "--all"]
+    done = subprocess.run([*command, *(["-W", "--keep-going", "-n"] if strict else []), "--quiet"])
+    page = output / "_build" / "html" / "index.html"
+    if done.returncode or not page.exists():
+        raise InputError(f"the book was not built from {staged}; the lines above say where")
+    return page

@@ -1,0 +1,198 @@
+"""The command ``normbook``: a thin face over the rest.
+
+Exit codes: 0 as expected; 1 a verdict differs or a control failed; 2 bad input; 3 a chapter crashed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from normbook import __version__, chapters, claims, norms, train
+from normbook.errors import InputError, choose
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__)
+def commands() -> None:
+    """Normalization, reproduced: run, measure and judge claims about batch normalization.
+
+    \b
+    normbook run 5                    run chapter 5 and compare its verdicts with the recorded ones
+    normbook run all --norm torch.nn  run every chapter with torch's own normalization layers
+    normbook claims                   list all claims with their recorded verdicts
+    normbook book                     run what changed and build the book
+    """
+
+
+@commands.command()
+@click.argument("chapter")
+@click.option("--scale", default="quick", show_default=True, help="quick, cifar or paper")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="base seed: none shares a run")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda")
+@click.option("--precision", default="auto", show_default=True, help="auto, fp32 or bf16")
+@click.option("--norm", default="normbook.norms", show_default=True, help="namespace with torch.nn's norm classes")
+@click.option("--data", default="", help="folder of the data set, for the scales that need one")
+@click.option("--out", type=Path, default=None, help="existing folder for the results  [default: normbook-results]")
+@click.option("--json", "as_json", is_flag=True, help="print the verdicts as JSON")
+def run(
+    chapter: str, scale: str, seed: int, device: str, precision: str, norm: str, data: str, out: Path | None,
+    as_json: bool,
+) -> int:  # fmt: skip
+    """Run CHAPTER (5, 05, skipinit or all) and judge its claims.
+
+    Writes OUT/NN_slug/notebook.ipynb and OUT/NN_slug/verdicts.json. The expected verdicts are the committed ones.
+    """
+    paths = list(claims.chapters().values()) if chapter == "all" else [claims.find(chapter)]
+    parameters = {
+        "scale": scale, "seed": seed, "device": device, "precision": precision, "norm": norm, "data": data,
+    }  # fmt: skip
+    choose("scale", scale, (*claims.SCALES, "tiny"))
+    on = train.resolve_device(device)
+    if device == "auto" and on == "cpu" and scale != "quick":
+        click.echo("no GPU here: running on the CPU", err=True)
+    train.resolve_precision(precision, scale, on)
+    for path in paths:
+        declared = claims.load(path.stem, **parameters)
+        norms.namespace(norm, declared.needs)
+    folder = _folder(out)
+    worst = 0
+    for path in paths:
+        click.echo(f"{path.stem}: running at scale {scale}, base seed {seed}", err=True)
+        executed = chapters.execute(path, folder / path.stem, parameters)
+        rows = chapters.listing(path, executed)
+        (folder / path.stem / "verdicts.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        click.echo(json.dumps(rows, indent=1) if as_json else table(rows, scale))
+        worst = max(worst, _compare(rows, scale, executed))
+    return worst
+
+
+def _compare(rows: list[dict[str, Any]], scale: str, executed: chapters.Executed) -> int:
+    """Say what differs from the expected verdicts; 1 if anything does."""
+    if not executed.verdicts:
+        click.echo(f"scale {scale} judges nothing", err=True)
+        return 0
+    differs = 0
+    for row in rows:
+        found = row["scales"][scale]
+        if found["expected"] not in (None, found["verdict"]):
+            click.echo(f"{row['id']}: {found['verdict']}, expected {found['expected']}", err=True)
+            differs = 1
+        if not executed.verdicts[row["id"]].control_holds:
+            click.echo(f"{row['id']}: its control failed ({found['control_verdict']})", err=True)
+            differs = 1
+    if not differs:
+        click.echo("all verdicts as expected, all controls hold", err=True)
+    return differs
+
+
+def _folder(out: Path | None) -> Path:
+    folder = out or Path("normbook-results")
+    if out is None:
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make the folder {folder}: {error.strerror}; name another with --out") from None
+    if not folder.is_dir():
+        raise InputError(f"the output folder {folder} does not exist; make it first")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"the output folder {folder} is read-only")
+    return folder.resolve()
+
+
+def table(rows: list[dict[str, Any]], scale: str | None = None) -> str:
+    """Claims and verdicts as lines of text, one a claim and scale."""
+    lines = []
+    for row in rows:
+        for name, found in row["scales"].items():
+            if found and scale in (None, name):
+                span = f"{claims.number(found['ci_low'])} to {claims.number(found['ci_high'])}"
+                lines.append(
+                    f"{row['id']:8} {name:6} {found['verdict']:15} {claims.number(found['estimate']):>9} "
+                    f"({span}) {row['unit']}, region {claims.region_text(tuple(row['region']))}, n = {found['n']}, "
+                    f"control: {found['control_verdict']}"
+                )
+        if not any(row["scales"].values()):
+            lines.append(f"{row['id']:8} not run at any scale")
+    return "\n".join(lines)
+
+
+@commands.command("claims")
+@click.option("--json", "as_json", is_flag=True, help="print every claim as JSON")
+def list_claims(as_json: bool) -> int:
+    """List every claim with its recorded verdicts. Nothing is trained."""
+    rows = [row for path in claims.chapters().values() for row in chapters.listing(path)]
+    click.echo(json.dumps(rows, indent=1) if as_json else table(rows))
+    return 0
+
+
+@commands.command()
+@click.option("--committed", is_flag=True, help="build from the committed outputs, run nothing")
+@click.option("--strict", is_flag=True, help="make warnings errors")
+@click.option("--build-dir", type=Path, default=Path("_build"), show_default=True)
+def book(committed: bool, strict: bool, build_dir: Path) -> int:
+    """Run the chapters that changed at scale quick and build the book."""
+    from normbook import book as pages
+
+    if not (claims.ROOT / "_config.yml").exists():
+        raise InputError("the book's pages are not in this installation; build it from a clone of the repository")
+    if committed:
+        executed = [chapters.read(path) for path in claims.chapters().values()]
+    else:
+        executed = pages.executed_chapters(build_dir / "executed")
+    pages.stage(executed, build_dir / "stage")
+    # Jupyter Book writes into a folder _build of its own
+    page = pages.build(build_dir / "stage", build_dir.parent if build_dir.name == "_build" else build_dir, strict)
+    click.echo(f"The book: {page.resolve()}")
+    return 0
+
+
+@commands.command()
+@click.argument("chapter", default="all")
+def refresh(chapter: str) -> int:
+    """Run chapters at scale quick and rewrite their committed outputs and expected verdicts."""
+    import nbformat
+
+    for path in list(claims.chapters().values()) if chapter == "all" else [claims.find(chapter)]:
+        click.echo(f"{path.stem}: running at scale quick", err=True)
+        executed = chapters.execute(path, Path("_build/executed").resolve() / path.stem, {})
+        for key, verdict in executed.verdicts.items():
+            if not verdict.control_holds:
+                click.echo(f"{key}: its control failed ({verdict.control_verdict}); nothing is rewritten", err=True)
+                return 1
+        chapters.commit(executed, claims.load(path.stem).number)
+        nbformat.write(chapters.strip(executed), path)
+        click.echo(table(chapters.listing(path), "quick"))
+    return 0
+
+
+def main() -> None:
+    """Run the command line; every error a user can make is one line on stderr and exit code 2."""
+    try:
+        sys.exit(commands(standalone_mode=False) or 0)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        sys.exit(2)
+    except click.ClickException as error:
+        click.echo(f"normbook: {' '.join(error.format_message().split())}", err=True)
+        sys.exit(2)
+    except InputError as error:
+        click.echo(f"normbook: {error}", err=True)
+        sys.exit(2)
+    except chapters.ChapterCrashed as error:
+        click.echo(f"normbook: chapter crashed: {error}", err=True)
+        sys.exit(3)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("normbook: stopped; finished runs are kept", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,267 @@
+"""Run what is missing of a list of configurations, in worker processes, and return all their records.
+
+A grid can be killed at any moment and run again: a run whose record is on the disk is not run again, and a record is
+there whole or not at all. Two drivers may share a folder: each run is locked while it is computed.
+
+``python -m normbook.grid 5 --scale cifar --out results/cifar`` runs a chapter's grid on a bare machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from normbook import data, records, train
+from normbook.errors import InputError, choose
+from normbook.records import Record
+from normbook.train import Config
+
+MEMBERS = 6  # runs side by side in one network: 6 take about half the time of 6 alone on a CPU, 12 gain no more
+
+
+def seeds(config: Config, base: int, n: int) -> list[Config]:
+    """The same run with ``n`` seeds of base seed ``base``."""
+    return [replace(config, seed=(base, i)) for i in range(n)]
+
+
+def tiny(configs: Sequence[Config]) -> list[Config]:
+    """The same experiment at its smallest: one seed and two steps of each kind of run. It judges nothing."""
+    small = {replace(c, seed=(c.seed[0], 0), steps=2, epochs=None, batch_size=8, n_train=16) for c in configs}
+    return sorted(small, key=lambda c: records.canonical(asdict(c)))
+
+
+def at_scale(scale: str, **plans: dict[str, Any]) -> dict[str, Any]:
+    """What a chapter declares for ``scale``; the tests' tiny scale shrinks the plan of scale quick.
+
+    Raises:
+        InputError: the chapter declares nothing for this scale.
+    """
+    choose("scale", scale, ("quick", "cifar", "paper", "tiny"))
+    name = "quick" if scale == "tiny" else scale
+    if name not in plans:
+        raise InputError(f"this chapter declares no grid at scale {scale!r} yet (it has: {', '.join(plans)})")
+    return plans[name]
+
+
+def best_lrs(scan: Sequence[Record], runs: Sequence[Config]) -> list[Config]:
+    """``runs`` with the learning rate at which the scanned run of the same bundle ended best.
+
+    Best is the lowest validation loss, or step loss where the runs are too short to be validated. A run that diverged
+    counts as infinitely bad; where all did, the lowest rate is taken.
+    """
+    found: dict[Config, list[tuple[float, float]]] = {}
+    for record in scan:
+        config = config_of(record)
+        value = "validation_loss" if "validation" in config.evaluate else "step_loss"
+        loss = float("inf") if "diverged_at" in record["outcome"] else record["final"][value]
+        found.setdefault(config.bundle(), []).append((loss, config.lr or 0))
+    return [replace(c, lr=min(found[c.bundle()])[1]) for c in runs]
+
+
+def config_of(record: Record) -> Config:
+    """The configuration of a record."""
+    given = record["config"]
+    return Config(**{**given, "seed": tuple(given["seed"]), "evaluate": tuple(given["evaluate"])})
+
+
+def run(
+    configs: Sequence[Config],
+    folder: Path | None = None,
+    device: str = "cpu",
+    workers: int | None = None,
+    refresh: bool = False,
+) -> list[Record]:
+    """Return the records of ``configs``, in their order, training those that ``folder`` does not hold yet.
+
+    Without a folder everything is trained anew and nothing is kept. ``refresh`` trains again what is there, where the
+    code that computed it has changed. Workers have one thread each; there is one a core, on a GPU one.
+
+    Raises:
+        InputError: the folder is missing or read-only, a record in it is damaged, or a worker died.
+    """
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="normbook-") as temporary:
+            return run(configs, Path(temporary), device, workers)
+    if not folder.is_dir():
+        raise InputError(f"the folder for records {folder} does not exist; make it first")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"the folder for records {folder} is read-only")
+    names = [records.name_of(asdict(c), data.load(c.data).content_hash) for c in configs]
+    there = {name: records.read(folder / f"{name}.json") for name in names if (folder / f"{name}.json").exists()}
+    if refresh:
+        there = {name: record for name, record in there.items() if record["code"] == records.code_hash()}
+    missing = {name: c for name, c in zip(names, configs, strict=True) if name not in there}
+    stale = frozenset(missing) if refresh else frozenset()
+    if missing:
+        _run_missing(missing, stale, folder, device, workers or (1 if device == "cuda" else _cores()), len(there))
+    return [there.get(name) or records.read(folder / f"{name}.json") for name in names]
+
+
+def _run_missing(
+    missing: dict[str, Config], stale: frozenset[str], folder: Path, device: str, workers: int, done: int
+) -> None:
+    pool = _pool(workers)
+    bundles = _bundles(missing)
+    try:
+        with _bar(total=len(missing) + done, initial=done) as bar:
+            futures = [pool.submit(_work, bundle, stale, folder, device, False) for bundle in bundles]
+            busy: dict[str, Config] = {}
+            for future in as_completed(futures):
+                left = future.result()
+                busy |= {name: missing[name] for name in left[1]}
+                bar.update(left[0])
+            for bundle in _bundles(busy):  # another driver had these: wait for it, or do them if it died
+                bar.update(pool.submit(_work, bundle, stale, folder, device, True).result()[0])
+    except BrokenProcessPool:
+        _pool.cache_clear()
+        raise InputError(
+            "a worker process died (killed, or out of memory?); finished runs are kept, run the same command again"
+        ) from None
+    except BaseException:
+        _pool.cache_clear()
+        for child in multiprocessing.active_children():
+            child.terminate()
+        raise
+
+
+def _bundles(configs: dict[str, Config]) -> list[dict[str, Config]]:
+    """Group runs that can be trained side by side, at most MEMBERS each, the most expensive first."""
+    groups: dict[Config, list[str]] = {}
+    for name, config in configs.items():
+        groups.setdefault(config.bundle(), []).append(name)
+    bundles = [
+        {name: configs[name] for name in names[i : i + MEMBERS]}
+        for names in groups.values()
+        for i in range(0, len(names), MEMBERS)
+    ]
+
+    def cost(bundle: dict[str, Config]) -> float:
+        one = next(iter(bundle.values()))
+        steps = one.steps or (one.epochs or 0) * 1000 // one.batch_size
+        return one.depth * one.width**2 * one.batch_size * steps * len(bundle)
+
+    return sorted(bundles, key=cost, reverse=True)
+
+
+def _work(
+    bundle: dict[str, Config], stale: frozenset[str], folder: Path, device: str, wait: bool
+) -> tuple[int, list[str]]:
+    """In a worker: run what of the bundle is missing and not locked; return (number done, names that were locked)."""
+    with contextlib.ExitStack() as stack:
+        lock = stack.enter_context((folder / ".lock").open("ab"))
+        free: list[str] = []
+        busy: list[str] = []
+        for name in sorted(bundle):  # one order for all drivers, so none waits for the other in a ring
+            (free if _lock(lock.fileno(), name, wait) else busy).append(name)
+        todo = [name for name in free if not (folder / f"{name}.json").exists() or name in stale]
+        if todo:
+            for result in train.run([bundle[name] for name in todo], device):
+                records.write(folder, records.make(result))
+        return len(free), busy
+
+
+def _lock(handle: int, name: str, wait: bool) -> bool:
+    """Lock the byte of the lock file that stands for this run; it is free again when the file closes or we die."""
+    import fcntl  # Linux and macOS
+
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, int(name[:15], 16))
+    except BlockingIOError:
+        return False
+    return True
+
+
+@cache
+def _pool(workers: int) -> ProcessPoolExecutor:
+    """Worker processes, kept for the next grid of this process: importing torch takes seconds."""
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")  # inherited by the workers, before their first operation
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the driver, which ends its workers
+    train.prepare_process(threads=1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Lines:
+    """A text stream for tqdm where there is no terminal: a line a report, not a line rewritten in place."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            self.stream.write(text.strip("\r\n ") + "\n")
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
+def _bar(total: int, initial: int) -> tqdm:
+    """Runs done, left and time to go on stderr; every 10 seconds where there is no terminal."""
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        total=total, initial=initial, unit="run", file=sys.stderr if terminal else _Lines(sys.stderr),
+        mininterval=0.2 if terminal else 10, maxinterval=10, delay=0 if terminal else 10, smoothing=0,
+    )  # fmt: skip
+
+
+def main(arguments: Iterable[str] | None = None) -> int:
+    """Run the grids of a chapter on a machine that has no more than torch, numpy, scipy, scikit-learn and tqdm."""
+    from normbook import claims
+
+    parser = argparse.ArgumentParser(prog="python -m normbook.grid", description=main.__doc__)
+    parser.add_argument("chapter", help="number or name of the chapter, as 5 or skipinit")
+    parser.add_argument("--scale", default="quick")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--norm", default="normbook.norms")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the records; it must exist")
+    parser.add_argument("--refresh", action="store_true", help="train again what older code computed")
+    options = parser.parse_args(None if arguments is None else list(arguments))
+    try:
+        device = train.resolve_device(options.device)
+        chapter = claims.load(
+            options.chapter, scale=options.scale, seed=options.seed, device=device, precision=options.precision,
+            norm=options.norm,
+        )  # fmt: skip
+        scan = run(chapter.scan, options.out, device, refresh=options.refresh)
+        done = run(best_lrs(scan, chapter.runs), options.out, device, refresh=options.refresh)
+        print(f"{len(scan) + len(done)} records in {options.out}")
+    except InputError as error:
+        print(f"normbook.grid: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""The record of one run: one JSON file, named by the hash of what was run, written whole or not at all.
+
+The name is the hash of canonical JSON of the configuration, the hash of the data's content and the schema version. What
+may vary without making it another run (device, versions, seconds, code) stands in the record but not in the name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from normbook.errors import InputError
+
+SCHEMA = 1
+CODE = ("data.py", "norms", "models.py", "train.py")  # the modules that compute a record
+REQUIRED = {
+    "schema": int, "name": str, "config": dict, "data_hash": str, "code": str, "outcome": dict, "final": dict,
+    "curves": dict, "device": str, "threads": int, "members": int, "compiled": bool, "versions": dict,
+    "seconds": float, "peak_memory_mb": float, "start": float, "end": float,
+}  # fmt: skip
+
+Record = dict[str, Any]
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text. Raises ValueError for nan and infinity."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def name_of(config: Mapping[str, Any], data_hash: str) -> str:
+    """The name of the run's record: 20 hexadecimal digits of sha256."""
+    text = canonical({"schema": SCHEMA, "config": dict(config), "data": data_hash})
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+@cache
+def code_hash() -> str:
+    """Hash of the modules that compute a record; a record with another one is "older code"."""
+    digest = hashlib.sha256()
+    here = Path(__file__).parent
+    for name in CODE:
+        for path in sorted((here / name).glob("*.py")) or [here / name]:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def make(result: Mapping[str, Any]) -> Record:
+    """A record from the result of a run: schema, name and code are added."""
+    record = {"schema": SCHEMA, "code": code_hash(), **result}
+    record["name"] = name_of(result["config"], result["data_hash"])
+    return json.loads(canonical(record))  # what is used now is what is read later
+
+
+def write(folder: Path, record: Record) -> Path:
+    """Write ``record`` as ``folder/NAME.json``: to a temporary file first, moved into place when it is on the disk.
+
+    Raises:
+        InputError: the folder cannot be written to.
+    """
+    path = folder / f"{record['name']}.json"
+    temporary = folder / f".{record['name']}.tmp"  # one a run: what a killed writer left is overwritten by the next
+    try:
+        try:
+            with temporary.open("w") as file:
+                file.write(canonical(record) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise InputError(f"cannot write the record {path}: {error.strerror}; nothing that was there is lost") from None
+    return path
+
+
+def read(path: Path) -> Record:
+    """Read and check one record.
+
+    Raises:
+        InputError: the file is not JSON, lacks a field, or its name is not that of the run it holds.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a record ({error}); move it away and run again") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    if not isinstance(record, dict):
+        raise InputError(f"{path}: not a record (no JSON object); move it away and run again")
+    for field, kind in REQUIRED.items():
+        value = record.get(field)
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if not isinstance(value, kind) or (isinstance(value, float) and not math.isfinite(value)):
+            raise InputError(f"{path}: field {field!r} is missing or of the wrong kind; move it away and run again")
+    if record["schema"] != SCHEMA:
+        raise InputError(f"{path}: written by schema {record['schema']}, this version reads schema {SCHEMA}")
+    name = name_of(record["config"], record["data_hash"])
+    if not path.stem == record["name"] == name:
+        raise InputError(f"{path}: its content belongs to the run {name}; it was renamed or edited, move it away")
+    return record
+
+
+def read_all(folder: Path) -> Iterator[Record]:
+    """Read every record of a folder, in the order of names. Raises InputError at the first that is damaged."""
+    for path in sorted(folder.glob("*.json")):
+        yield read(path)
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is no JSON number")
