@@ -315,7 +315,7 @@ def test_the_three_streams_of_a_run_differ_from_each_other_and_from_those_of_eve
 
 
 def test_each_stream_drives_one_thing(monkeypatch):
-    """Another model stream changes the weights and not the order; another order stream the order and not the weights."""
+    """Another model stream changes the weights but not the order; another order stream does the opposite."""
     honest = train.streams
 
     def observed(which):

@@ -16,7 +16,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
@@ -31,7 +31,7 @@ from normbook.errors import InputError, choose
 from normbook.records import Record
 from normbook.train import Config
 
-MEMBERS = 6  # runs side by side in one network: 6 take about half the time of 6 alone on a CPU, 12 gain no more
+MEMBERS = 8  # runs side by side in one network: 6 take about half the time of 6 alone on a CPU, 12 gain no more
 
 
 def seeds(config: Config, base: int, n: int) -> list[Config]:
@@ -59,18 +59,24 @@ def at_scale(scale: str, **plans: dict[str, Any]) -> dict[str, Any]:
 
 
 def best_lrs(scan: Sequence[Record], runs: Sequence[Config]) -> list[Config]:
-    """``runs`` with the learning rate at which the scanned run of the same bundle ended best.
+    """``runs`` with the learning rate at which the scanned runs of the same bundle ended best.
 
-    Best is the lowest validation loss, or step loss where the runs are too short to be validated. A run that diverged
-    counts as infinitely bad; where all did, the lowest rate is taken.
+    Best is the lowest mean over the scan's seeds of the validation loss, or of the step loss where the runs are too
+    short to be validated. A rate at which a run diverged counts as infinitely bad; where all are, the lowest is taken.
+    Runs of a kind that was not scanned keep their own rate.
     """
-    found: dict[Config, list[tuple[float, float]]] = {}
+    found: dict[Config, dict[float, list[float]]] = {}
     for record in scan:
         config = config_of(record)
         value = "validation_loss" if "validation" in config.evaluate else "step_loss"
         loss = float("inf") if "diverged_at" in record["outcome"] else record["final"][value]
-        found.setdefault(config.bundle(), []).append((loss, config.lr or 0))
-    return [replace(c, lr=min(found[c.bundle()])[1]) for c in runs]
+        found.setdefault(config.bundle(), {}).setdefault(config.lr or 0.0, []).append(loss)
+    best = {kind: _best(rates) for kind, rates in found.items()}
+    return [replace(c, lr=best.get(c.bundle(), c.lr)) for c in runs]
+
+
+def _best(rates: dict[float, list[float]]) -> float:
+    return min(rates, key=lambda lr: (sum(rates[lr]) / len(rates[lr]), lr))
 
 
 def config_of(record: Record) -> Config:
@@ -110,6 +116,24 @@ def run(
     if missing:
         _run_missing(missing, stale, folder, device, workers or (1 if device == "cuda" else _cores()), len(there))
     return [there.get(name) or records.read(folder / f"{name}.json") for name in names]
+
+
+def compute(function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """``[function(*task) for task in tasks]`` in the worker processes, for what is measured without training.
+
+    Raises:
+        InputError: a worker died.
+    """
+    pool = _pool(_cores())
+    try:
+        futures = [pool.submit(function, *task) for task in tasks]
+        with _bar(total=len(tasks), initial=0) as bar:
+            for _ in as_completed(futures):
+                bar.update()
+        return [future.result() for future in futures]
+    except BrokenProcessPool:
+        _pool.cache_clear()
+        raise InputError("a worker process died (killed, or out of memory?); run the same command again") from None
 
 
 def _run_missing(

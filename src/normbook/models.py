@@ -73,8 +73,8 @@ class Scalar(nn.Module):
 
     def per_channel(self, x: Tensor) -> Tensor:
         """The numbers as [1, members * channels, 1, ...], to broadcast against x."""
-        channels = self.weight.repeat_interleave(x.shape[1] // len(self.weight))
-        return channels.view(1, -1, *[1] * (x.dim() - 2))
+        per_run = self.weight[:, None].expand(-1, x.shape[1] // len(self.weight))
+        return per_run.reshape(1, -1, *[1] * (x.dim() - 2))
 
 
 class Times(Scalar):

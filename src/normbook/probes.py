@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import ModuleType
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from normbook import norms
 from normbook.errors import choose
 
 ARMS = ("none", "batch_norm", "skipinit", "divide_sqrt2")
@@ -88,12 +88,13 @@ def inputs(stack: Stack, seed: tuple[int, int]) -> Tensor:
     return torch.randn(shape, generator=_generator(seed, 1))
 
 
-def profile(stack: Stack, seed: tuple[int, int], norms: ModuleType) -> Profile:
-    """Run one draw of a stack forward and backward and measure it; ``norms`` offers BatchNorm1d and BatchNorm2d."""
+def profile(stack: Stack, seed: tuple[int, int], norm_space: str = "normbook.norms") -> Profile:
+    """Run one draw of a stack forward and backward and measure it; the namespace offers BatchNorm1d and BatchNorm2d."""
+    space = norms.namespace(norm_space, ("BatchNorm1d", "BatchNorm2d"))
     x = inputs(stack, seed).requires_grad_()
     norm: nn.Module = nn.Identity()
     if stack.arm == "batch_norm":
-        norm = (norms.BatchNorm2d if stack.kind == "conv" else norms.BatchNorm1d)(stack.width).train()
+        norm = (space.BatchNorm2d if stack.kind == "conv" else space.BatchNorm1d)(stack.width).train()
     alpha = stack.blocks**-0.5 if stack.arm == "skipinit" else 1.0
     divide = math.sqrt(2) if stack.arm == "divide_sqrt2" else 1.0
     hidden, branches, shrink = [x], [], []
@@ -150,8 +151,8 @@ class TransformerProfile:
 
 
 def transformer(
-    placement: str, blocks: int, seed: tuple[int, int], norms: ModuleType, width: int = 64, tokens: int = 16,
-    batch: int = 8,
+    placement: str, blocks: int, seed: tuple[int, int], norm_space: str = "normbook.norms", width: int = 64,
+    tokens: int = 16, batch: int = 8,
 ) -> TransformerProfile:  # fmt: skip
     """Measure one draw of a transformer at initialization, ``placement`` "pre" or "post" (Xiong et al. 2020, figure 1).
 
@@ -161,7 +162,7 @@ def transformer(
     """
     choose("placement", placement, ("pre", "post"))
     generator = _generator(seed, 0)
-    norm = norms.LayerNorm(width)
+    norm = norms.namespace(norm_space, ("LayerNorm",)).LayerNorm(width)
 
     def draw(rows: int, columns: int) -> Tensor:
         return torch.randn(rows, columns, generator=generator) * math.sqrt(2 / (rows + columns))

@@ -87,7 +87,8 @@ def read(path: Path) -> Record:
         InputError: the file is not JSON, lacks a field, or its name is not that of the run it holds.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        text = path.read_text(encoding="utf-8")
+        record = json.loads(text, parse_constant=_refuse, parse_float=_number, parse_int=_number)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a record ({error}); move it away and run again") from None
     except OSError as error:
@@ -96,9 +97,7 @@ def read(path: Path) -> Record:
         raise InputError(f"{path}: not a record (no JSON object); move it away and run again")
     for field, kind in REQUIRED.items():
         value = record.get(field)
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if not isinstance(value, kind) or (isinstance(value, float) and not math.isfinite(value)):
+        if type(value) is not kind and not (kind is float and type(value) is int):  # exactly: a bool is an int too
             raise InputError(f"{path}: field {field!r} is missing or of the wrong kind; move it away and run again")
     if record["schema"] != SCHEMA:
         raise InputError(f"{path}: written by schema {record['schema']}, this version reads schema {SCHEMA}")
@@ -116,3 +115,9 @@ def read_all(folder: Path) -> Iterator[Record]:
 
 def _refuse(constant: str) -> float:
     raise ValueError(f"{constant} is no JSON number")
+
+
+def _number(text: str) -> int | float:
+    if not math.isfinite(float(text)):
+        raise ValueError(f"the number {text[:20]} is too large")
+    return float(text) if set(text) & set(".eE") else int(text)

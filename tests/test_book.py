@@ -1,0 +1,94 @@
+"""normbook.book: pages are filled in from verdicts, and a broken page turns the strict build red, twice."""
+
+import nbformat
+import pytest
+
+from normbook import book, chapters, claims
+from normbook.errors import InputError
+
+ROW = {
+    "id": "XX-1a", "chapter": 5, "statement": "One is above zero", "source": "Somebody 2020", "estimator": "t",
+    "unit": "nats", "region": [0, None], "level": 0.95, "paper_value": 0.2, "provenance": "",
+    "scales": {
+        "quick": {
+            "verdict": "not reproduced", "expected": "reproduced", "estimate": -1.0, "ci_low": -1.5, "ci_high": -0.5,
+            "n": 6, "control_verdict": "reproduced", "code_current": True,
+        },
+        "cifar": None, "paper": None,
+    },
+}  # fmt: skip
+
+
+def chapter(*cells):
+    return nbformat.v4.new_notebook(cells=list(cells))
+
+
+def test_the_card_shows_verdict_estimate_and_interval():
+    card = book.card([ROW], {"seconds": 61.4, "cores": 2, "device": "a processor"})
+    assert "[not reproduced]{.verdict-not-reproduced} -1 (-1.5 to -0.5) nats" in card
+    assert "It took 61 s on 2 cores of: a processor." in card
+    assert "No runs are recorded at scale cifar and paper yet." in card
+
+
+def test_dress_fills_the_card_and_moves_the_text_alternative_to_where_myst_reads_it():
+    picture = nbformat.v4.new_output("display_data", {"image/png": "x"}, metadata={"image/png": {"alt": "a line"}})
+    code = nbformat.v4.new_code_cell("1")
+    code.outputs = [picture]
+    source = chapter(nbformat.v4.new_markdown_cell(book.CARD + "\nold card"), code)
+    dressed = book.dress(source, [ROW], {})
+    assert "One is above zero" in dressed.cells[0].source and "old card" not in dressed.cells[0].source
+    assert dressed.cells[1].metadata["mystnb"]["image"]["alt"] == "a line"
+    assert "old card" in source.cells[0].source  # the original is left alone
+
+
+def test_a_chapter_without_a_place_for_its_card_is_refused():
+    with pytest.raises(InputError, match="exactly one"):
+        book.dress(chapter(), [ROW], {})
+
+
+def test_the_scoreboard_counts_verdicts_and_errors_by_chance():
+    page = book.scoreboard([ROW])
+    assert "0 reproduced, 1 not reproduced, 0 inconclusive" in page
+    assert "at most 0.05 of the 1 intervals wrong" in page
+    assert "| 6 | reproduced |" in page
+
+
+def test_the_status_page_says_stale_when_the_code_moved_on(monkeypatch):
+    executed = [chapters.read(path) for path in claims.chapters().values()]
+    assert "stale" not in book.status(executed)
+    monkeypatch.setattr(chapters, "stamp", lambda path: "another")
+    assert book.status(executed).count("**stale**") == len(executed)
+
+
+def test_a_broken_page_turns_the_strict_build_red_and_red_again(tmp_path):
+    stage = tmp_path / "stage"
+    (stage / "book").mkdir(parents=True)
+    (stage / "_config.yml").write_text("title: t\nexecute:\n  execute_notebooks: 'off'\nonly_build_toc_files: true\n")
+    (stage / "_toc.yml").write_text("format: jb-book\nroot: book/index\n")
+    (stage / "book" / "index.md").write_text("# A page\n\n{doc}`no_such_page`\n")
+    for _ in range(2):
+        with pytest.raises(InputError, match="was not built"):
+            book.build(stage, tmp_path, strict=True)
+    (stage / "book" / "index.md").write_text("# A page\n")
+    assert book.build(stage, tmp_path, strict=True).exists()
+
+
+def test_chapters_that_did_not_change_are_not_run_again(tmp_path, monkeypatch):
+    ran = []
+
+    def execute(path, folder, parameters):
+        ran.append(path.stem)
+        folder.mkdir(parents=True)
+        done = chapters.read(path)
+        nbformat.write(done.notebook, folder / "notebook.ipynb")
+        done.notebook.metadata["normbook"]["seconds"] = 1.0
+        return done
+
+    monkeypatch.setattr(chapters, "execute", execute)
+    book.executed_chapters(tmp_path)
+    assert ran == list(claims.chapters())
+    book.executed_chapters(tmp_path)
+    assert ran == list(claims.chapters())
+    monkeypatch.setattr(chapters, "stamp", lambda path: "another")
+    with pytest.raises(FileExistsError):
+        book.executed_chapters(tmp_path)

@@ -1,0 +1,124 @@
+"""normbook.cli: bad input is one line and exit code 2; verdicts decide between 0 and 1."""
+
+import json
+import sys
+
+import pytest
+
+from normbook import chapters, claims, cli
+from normbook.claims import Claim, Verdict
+
+
+def call(monkeypatch, capsys, *arguments):
+    """(exit code, stdout, stderr) of `normbook ...`."""
+    monkeypatch.setattr(sys, "argv", ["normbook", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    out = capsys.readouterr()
+    return stop.value.code or 0, out.out, out.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["run", "skipint"], "did you mean 'skipinit'?"),
+        (["run", "9"], "unknown chapter '9'"),
+        (["run", "5", "--scale", "quik"], "did you mean 'quick'?"),
+        (["run", "5", "--scale", "cifar"], "declares no grid at scale 'cifar' yet"),
+        (["run", "5", "--scale", "paper"], "declares no grid at scale 'paper' yet"),
+        (["run", "5", "--device", "cuad"], "did you mean 'cuda'?"),
+        (["run", "5", "--device", "cuda"], "torch sees no GPU here"),
+        (["run", "5", "--precision", "fp23"], "did you mean 'fp32'?"),
+        (["run", "5", "--norm", "torch.n"], "cannot be imported"),
+        (["run", "5", "--norm", "json"], "has no class 'BatchNorm1d'"),
+        (["run", "5", "--data", "digit"], "did you mean 'digits'?"),
+        (["run", "5", "--seed", "-1"], "seed"),
+        (["run", "5", "--seed", "one"], "'one' is not a valid integer"),
+        (["run", "5", "--sed", "1"], "--seed"),
+        (["run", "5", "--out", "missing/folder"], "does not exist; make it first"),
+        (["run"], "Missing argument 'CHAPTER'"),
+        (["rum", "5"], "No such command 'rum'"),
+        (["book", "--build-dir", "Makefile"], "Makefile"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, says, monkeypatch, capsys, tmp_path):
+    if arguments[:1] == ["run"] and "--device" in arguments and "cuda" in arguments:
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    before = sorted(tmp_path.iterdir())
+    (tmp_path / "Makefile").write_text("")
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert says in err
+    assert len(err.strip().splitlines()) == 1 and "Traceback" not in err
+    assert out == ""
+    (tmp_path / "Makefile").unlink()
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_read_only_folder_is_bad_input(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("os.access", lambda *_: False)  # tests may run as root, who may write anywhere
+    code, _, err = call(monkeypatch, capsys, "run", "5", "--out", str(tmp_path))
+    assert code == 2 and "is read-only" in err
+
+
+def test_claims_as_json_has_the_contracts_fields_for_every_claim(monkeypatch, capsys):
+    code, out, _ = call(monkeypatch, capsys, "claims", "--json")
+    rows = json.loads(out)
+    assert code == 0
+    assert [row["id"] for row in rows] == [c.id for slug in claims.chapters() for c in claims.load(slug).claims]
+    fields = "id chapter statement source estimator unit region level paper_value provenance scales".split()
+    for row in rows:
+        assert list(row) == fields
+        assert list(row["scales"]) == ["quick", "cifar", "paper"]
+        assert list(row["scales"]["quick"]) == (
+            "verdict expected estimate ci_low ci_high n control_verdict code_current".split()
+        )
+        assert row["scales"]["quick"]["code_current"] is True
+        assert row["scales"]["cifar"] is None
+
+
+CLAIM = Claim("XX-1", "one", "here", "a number", "nats", (0, None), "none", 5)
+
+
+def found(monkeypatch, tmp_path, verdict, control, expected):
+    """Exit code of `normbook run` for a chapter whose one claim comes out as given."""
+    executed = chapters.Executed(tmp_path, None, {"XX-1": Verdict(verdict, 1.0, 0.5, 1.5, 5, control)})
+    rows = [chapters.entry(CLAIM, 5, {"quick": {"verdict": verdict, "expected": expected}})]
+    return cli._compare(rows, "quick", executed)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "control", "expected", "code"),
+    [
+        ("reproduced", "not reproduced", "reproduced", 0),
+        ("not reproduced", "reproduced", "not reproduced", 0),
+        ("inconclusive", "not reproduced", "inconclusive", 0),
+        ("reproduced", "not reproduced", None, 0),
+        ("inconclusive", "not reproduced", "reproduced", 1),
+        ("not reproduced", "reproduced", "reproduced", 1),
+        ("reproduced", "reproduced", "reproduced", 1),
+        ("reproduced", "inconclusive", "reproduced", 1),
+        ("not reproduced", "not reproduced", "not reproduced", 1),
+        ("not reproduced", "none planted", "not reproduced", 1),
+    ],
+)
+def test_exit_code_is_1_when_a_verdict_differs_or_a_control_fails(
+    verdict, control, expected, code, monkeypatch, tmp_path
+):
+    assert found(monkeypatch, tmp_path, verdict, control, expected) == code
+
+
+def test_a_crashed_chapter_is_exit_code_3(monkeypatch, capsys, tmp_path):
+    def crash(*_):
+        raise chapters.ChapterCrashed("05_skipinit, cell 9: ZeroDivisionError: division by zero")
+
+    monkeypatch.setattr(chapters, "execute", crash)
+    code, _, err = call(monkeypatch, capsys, "run", "5", "--out", str(tmp_path))
+    assert code == 3 and "ZeroDivisionError" in err and "Traceback" not in err
+
+
+def test_help_names_the_commands(monkeypatch, capsys):
+    code, out, _ = call(monkeypatch, capsys, "--help")
+    assert code == 0
+    assert all(name in out for name in ("run", "claims", "book", "refresh"))

@@ -1,0 +1,101 @@
+"""pyproject.toml, requirements.lock and environment.yml say the same, and nothing of a machine is in the project."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.markers import Marker
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parent.parent
+
+
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def locked():
+    """{name: version} of the lines of the lock that hold on Linux with this Python."""
+    found = {}
+    for line in (ROOT / "requirements.lock").read_text().splitlines():
+        match = re.match(r"^([A-Za-z0-9._-]+)==([^ ;\\]+)(?: ; ([^\\]+))?", line)
+        if match and (not match[3] or Marker(match[3].strip()).evaluate()):
+            found[match[1].lower().replace("_", "-")] = match[2]
+    return found
+
+
+def test_every_requirement_is_locked_at_a_version_it_allows():
+    table = project()["project"]
+    wanted = [*table["dependencies"], *sum(table["optional-dependencies"].values(), [])]
+    versions = locked()
+    for requirement in map(Requirement, wanted):
+        name = requirement.name.lower().replace("_", "-")
+        assert name in versions, f"{name} is not in requirements.lock: run make lock"
+        assert requirement.specifier.contains(versions[name]), f"locked: {name} {versions[name]}, wanted: {requirement}"
+
+
+def test_every_locked_package_has_a_hash_and_no_address():
+    text = (ROOT / "requirements.lock").read_text()
+    entries = re.split(r"\n(?=[A-Za-z0-9])", text)
+    for entry in entries:
+        if "==" in entry.splitlines()[0]:
+            assert "--hash=sha256:" in entry, entry.splitlines()[0]
+    assert "http" not in re.sub(r"#.*|^(httpcore|httpx|aiohttp|.*http).*==.*", "", text, flags=re.M)
+
+
+def test_conda_users_get_the_lock():
+    lines = (ROOT / "environment.yml").read_text()
+    python = re.search(r"python=(\S+)", lines)
+    assert python and project()["project"]["requires-python"] == f">={python[1]}"
+    assert "- pip\n" in lines and "-r requirements.lock" in lines
+
+
+def test_a_bare_gpu_machine_needs_five_packages():
+    names = {Requirement(r).name for r in project()["project"]["dependencies"]}
+    assert names == {"torch", "numpy", "scipy", "scikit-learn", "tqdm"}
+
+
+def test_version_stands_once_more_in_the_package_and_the_citation():
+    from normbook import __version__
+
+    assert project()["project"]["version"] == __version__
+    assert f"version: {__version__}" in (ROOT / "CITATION.cff").read_text().replace('"', "")
+
+
+def test_nothing_a_user_runs_needs_the_folder_beside_the_project():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    for name in listed.stdout.split():
+        path = ROOT / name
+        if path.suffix in {".py", ".yml", ".toml", ".md", ".ipynb", ".cff"} or path.name == "Makefile":
+            if path.exists() and path != Path(__file__):
+                assert "../shared" not in path.read_text(encoding="utf-8"), name
+
+
+def make(tmp_path, target, python3):
+    """`make target` in a copy of the Makefile, with a python3 of our own in front."""
+    (tmp_path / "bin").mkdir()
+    fake = tmp_path / "bin" / "python3"
+    fake.write_text(f"#!/bin/sh\n{python3}\n")
+    fake.chmod(0o755)
+    for name in ("Makefile", "requirements.lock"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    path = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}
+    return subprocess.run(["make", target], cwd=tmp_path, env=path, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("python3", "says"),
+    [
+        ('[ "$1" = -V ] && echo Python 3.9.2 && exit; exit 1', "needs 3.11 or newer: install"),
+        ('case "$2" in *venv*) exit 1;; esac; exit 0', "lacks venv: install it, e.g. sudo apt install python3-venv"),
+    ],
+)
+def test_a_missing_prerequisite_gives_one_line_with_the_command_that_installs_it(tmp_path, python3, says):
+    done = make(tmp_path, "book", python3)
+    assert done.returncode == 2
+    assert says in done.stdout and len(done.stdout.splitlines()) == 1
+    assert not (tmp_path / ".venv").exists()

@@ -1,0 +1,126 @@
+"""The chapters as a suite: they can fail, they are fresh, and they keep to the contract."""
+
+import ast
+import json
+import re
+
+import pytest
+
+from normbook import book, chapters, claims, data, grid, probes, train
+
+SLUGS = list(claims.chapters())
+PARAMETERS = {"scale": "quick", "seed": 0, "device": "auto", "precision": "auto", "norm": "normbook.norms", "data": ""}
+
+
+def cells(slug):
+    return json.loads(claims.find(slug).read_text(encoding="utf-8"))["cells"]
+
+
+def tagged(slug, tag):
+    return ["".join(c["source"]) for c in cells(slug) if tag in c["metadata"].get("tags", [])]
+
+
+def test_there_are_chapters():
+    assert SLUGS
+
+
+@pytest.mark.parametrize("slug", SLUGS)
+def test_checked_cells_have_a_count_and_an_output_or_nbval_compares_nothing(slug):
+    code = [c for c in cells(slug) if c["cell_type"] == "code"]
+    assert all(c["execution_count"] for c in code)
+    checked = [c for c in code if "".join(c["source"]).startswith("# NBVAL_CHECK_OUTPUT")]
+    assert checked
+    for cell in checked:
+        text = "".join("".join(o.get("text", "")) for o in cell["outputs"])
+        ids = [line.split()[0] for line in text.splitlines()]
+        assert ids == [claim.id for claim in claims.load(slug).claims]
+        # ids and verdicts only: a number would make nbval compare rounding
+        assert not re.search(r"\d\.\d", text)
+
+
+@pytest.mark.parametrize("slug", SLUGS)
+def test_committed_outputs_are_those_of_the_code_shown(slug):
+    """Fails after any change to code that the chapter uses: run `make refresh`."""
+    path = claims.find(slug)
+    committed = chapters.committed("quick", claims.load(slug).number)
+    assert chapters.read(path).info["stamp"] == chapters.stamp(path) == committed["stamp"], "stale: run make refresh"
+    assert chapters.read(path).verdicts == committed["verdicts"]
+
+
+@pytest.mark.parametrize("slug", SLUGS)
+def test_every_claim_has_a_verdict_and_a_control_that_holds(slug):
+    committed = chapters.committed("quick", claims.load(slug).number)["verdicts"]
+    assert list(committed) == [claim.id for claim in claims.load(slug).claims]
+    for key, verdict in committed.items():
+        assert verdict.control_holds, key
+
+
+@pytest.mark.parametrize("slug", SLUGS)
+def test_one_parameters_cell_with_the_contracts_names_and_defaults(slug):
+    (source,) = tagged(slug, "parameters")
+    space = {}
+    exec(source, space)
+    assert {k: v for k, v in space.items() if not k.startswith("__")} == PARAMETERS
+
+
+@pytest.mark.parametrize("slug", SLUGS)
+def test_declarations_only_build_data_from_normbook_imports(slug, monkeypatch):
+    def refuse(*arguments, **options):
+        raise AssertionError("a declaration ran something")
+
+    for owner, name in ((grid, "run"), (train, "run"), (data, "load"), (probes, "profile")):
+        monkeypatch.setattr(owner, name, refuse)
+    assert claims.load(slug, seed=3).claims
+    for source in tagged(slug, "declare"):
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom):
+                assert (node.module or "").split(".")[0] in {"normbook", "dataclasses"}
+            assert not isinstance(node, ast.Import)
+
+
+@pytest.mark.parametrize("slug", SLUGS)
+def test_no_base_seed_shares_a_run(slug):
+    first, second = claims.load(slug, seed=0), claims.load(slug, seed=1)
+    assert not set(first.runs) & set(second.runs)
+    assert not {c.seed for c in first.scan} & {c.seed for c in first.runs}
+
+
+@pytest.mark.parametrize("slug", SLUGS)
+def test_every_figure_says_what_it_shows(slug):
+    pictures = [o for c in cells(slug) for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
+    assert pictures
+    for output in pictures:
+        assert len(output["metadata"]["image/png"]["alt"]) > 60
+    assert sum(len(o["data"]["image/png"]) for o in pictures) < 1_200_000  # base64 characters
+
+
+@pytest.mark.parametrize("slug", SLUGS)
+def test_no_times_no_errors_and_no_stderr_are_committed(slug):
+    for cell in cells(slug):
+        assert "papermill" not in cell["metadata"] and "execution" not in cell["metadata"]
+        for output in cell.get("outputs", []):
+            assert output["output_type"] != "error" and output.get("name") != "stderr"
+
+
+@pytest.mark.parametrize("slug", SLUGS)
+def test_a_place_for_the_claim_card(slug):
+    assert sum(book.CARD in "".join(c["source"]) for c in cells(slug) if c["cell_type"] == "markdown") == 1
+
+
+def test_the_table_of_contents_has_every_chapter():
+    listed = re.findall(r"notebooks/(\w+)", (claims.ROOT / "_toc.yml").read_text())
+    assert listed == SLUGS
+
+
+def test_ids_are_unique():
+    ids = [claim.id for slug in SLUGS for claim in claims.load(slug).claims]
+    assert len(ids) == len(set(ids))
+
+
+def test_the_ids_that_chapters_4_and_5_owe():
+    owed = {"DS-1", "DS-2", "DS-3", "DS-3b", "DS-4", "DS-20", "YA-1", "BJ-5", "PL-1"}
+    owed |= {"DS-5", "DS-6", "DS-7", "DS-8", "DS-10", "DS-17", "DS-18", "FX-1", "DS-19", "BJ-14"}
+    ids = [claim.id for slug in ("04", "05") for claim in claims.load(slug).claims]
+    for key in owed:
+        assert any(re.fullmatch(re.escape(key) + "[a-z]?", i) for i in ids), key
+    assert any("DS-9" in "".join(c["source"]) for c in cells("05"))  # a figure and a departure
