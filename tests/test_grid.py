@@ -457,7 +457,8 @@ def test_a_killed_driver_leaves_no_worker_and_two_drivers_at_once_record_each_mi
     configs = runpy.run_path(str(script))["CONFIGS"]
 
     def start_and_wait_for_records(number):
-        driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+        with (tmp_path / "out").open("w") as out, (tmp_path / "err").open("w") as err:
+            driver = subprocess.Popen(command, stdout=out, stderr=err, env=environment())
         limit = time.monotonic() + 200
         while len(state(folder)) < number and time.monotonic() < limit and driver.poll() is None:
             time.sleep(0.01)
@@ -467,20 +468,23 @@ def test_a_killed_driver_leaves_no_worker_and_two_drivers_at_once_record_each_mi
     time.sleep(random.random() / 2)
     workers = [pid for pid, parent in parents().items() if parent == killed.pid]
     killed.kill()
-    killed.communicate()
+    killed.wait()
     assert workers, "the driver had no worker when it was killed"
     limit = time.monotonic() + 10
     while set(workers) & set(parents()) and time.monotonic() < limit:
         time.sleep(0.05)
-    assert not set(workers) & set(parents()), "a worker outlived its driver"
+    left = set(workers) & set(parents())
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left, "a worker outlived its driver"
     before = state(folder)
     assert before and len(list(records.read_all(folder))) == len(before)
     assert len(before) < len(configs), "the driver was killed too late to test anything"
 
     other = start_and_wait_for_records(len(before) + 1)
     found = grid.run(configs, folder)
-    out, err = other.communicate(timeout=300)
-    assert other.returncode == 0, err
+    assert other.wait(timeout=300) == 0, (tmp_path / "err").read_text()
+    out = (tmp_path / "out").read_text()
     assert out.split() == [record["name"] for record in found] == [name_of(config) for config in configs]
     after = state(folder)
     assert before.items() <= after.items(), "a finished run was written again"

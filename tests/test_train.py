@@ -111,7 +111,8 @@ def test_a_run_without_a_learning_rate_is_bad_input():
     {"n_train": 7}, {"n_train": 1001}, {"n_train": None, "batch_size": 1001},
     {"n_train": None, "batch_size": 1001, "steps": None, "epochs": 1},
 ])  # fmt: skip
-def test_a_batch_that_the_training_images_cannot_fill_is_bad_input(wrong):
+def test_a_batch_that_the_training_images_cannot_fill_is_bad_input(monkeypatch, wrong):
+    monkeypatch.setattr(train, "_train", lambda *args: pytest.fail("training began, and would never end"))
     with pytest.raises(InputError, match="batch_size"):
         run([replace(TINY, **wrong)])
 
@@ -570,10 +571,12 @@ def test_training_stops_at_the_next_read_of_the_flag_once_all_runs_have_diverged
     assert len(calls) == 5
 
 
-def test_training_goes_on_while_one_run_of_the_bundle_has_not_diverged(monkeypatch):
-    calls = scripted(monkeypatch, [[1.0, math.nan]])
-    outcomes = [r["outcome"] for r in run(seeded(replace(TINY, steps=60), 0, 1))]
-    assert len(calls) == 60 and outcomes == [{"finished": True}, {"diverged_at": 0}]
+def test_training_goes_on_through_the_epoch_while_one_run_of_the_bundle_has_not_diverged(monkeypatch):
+    calls, epochs, honest = scripted(monkeypatch, [[1.0, math.nan]]), [], data.batches
+    monkeypatch.setattr(data, "batches", lambda *args: epochs.append(1) or honest(*args))
+    outcomes = [r["outcome"] for r in run(seeded(replace(TINY, steps=60, n_train=1000), 0, 1))]
+    assert outcomes == [{"finished": True}, {"diverged_at": 0}]
+    assert len(calls) == 60 and len(epochs) == 1
 
 
 def test_a_net_that_the_last_step_destroyed_has_diverged_and_its_record_can_be_kept():
