@@ -7,7 +7,6 @@ import runpy
 import signal
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -234,26 +233,32 @@ def test_bad_input_found_by_a_worker_is_bad_input_here_and_finished_runs_are_kep
 
 def test_a_worker_that_was_killed_is_bad_input_and_finished_runs_are_kept(tmp_path, trained, monkeypatch):
     grid.run(MIXED[:2], tmp_path)
-    before, found = state(tmp_path), []
+    before, killed, honest = state(tmp_path), [], grid.as_completed
     monkeypatch.undo()  # real processes from here
-    grid._pool.cache_clear()
-    pool = grid._pool(1)
 
-    def kill():
-        while not pool._processes:
-            time.sleep(0.02)
-        found.extend(pool._processes)
-        os.kill(found[0], signal.SIGKILL)
+    def kill_one_and_wait(futures):  # once all work is handed out
+        killed.append(next(iter(grid._pool(grid._cores())._processes)))
+        os.kill(killed[-1], signal.SIGKILL)
+        return honest(futures)
 
-    killer = threading.Thread(target=kill)
-    killer.start()
-    with pytest.raises(InputError, match="a worker process died") as caught:
-        grid.run(MIXED, tmp_path, workers=1)
-    killer.join()
-    assert "\n" not in str(caught.value) and caught.value.__suppress_context__
-    assert state(tmp_path) == before
-    assert grid._pool.cache_info().currsize == 0  # the next grid gets a new pool
-    pool.shutdown()
+    monkeypatch.setattr(grid, "as_completed", kill_one_and_wait)
+    for work in (lambda: grid.run(MIXED, tmp_path, workers=grid._cores()), lambda: grid.compute(divmod, [(1, 1)])):
+        grid._pool.cache_clear()
+        with pytest.raises(InputError, match="a worker process died") as caught:
+            work()
+        assert "\n" not in str(caught.value) and caught.value.__suppress_context__
+        assert grid._pool.cache_info().currsize == 0  # the next grid gets a new pool
+    assert state(tmp_path) == before and len(set(killed)) == 2
+
+
+def test_measurements_come_in_the_order_of_their_tasks(trained, capsys):
+    assert grid.compute(divmod, [(7, 2), (9, 4), (1, 3)]) == [(3, 1), (2, 1), (0, 1)]
+    assert grid.compute(divmod, []) == [] and capsys.readouterr().out == ""
+
+
+def test_an_error_in_a_measurement_is_the_callers(trained):
+    with pytest.raises(ZeroDivisionError):
+        grid.compute(divmod, [(7, 2), (1, 0)])
 
 
 HOLDER = """

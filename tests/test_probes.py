@@ -1,10 +1,13 @@
 """normbook.probes: measurements against closed forms, and the same draws in all arms."""
 
+import sys
+from types import ModuleType
+
 import numpy as np
 import pytest
 import torch
 
-from normbook import norms, probes
+from normbook import probes
 from normbook.errors import InputError
 from normbook.probes import Stack, inputs, mean_cosine, profile, slope, transformer, weights
 
@@ -147,14 +150,28 @@ def test_the_second_moment_of_a_circular_conv_branch_equals_the_variance_of_its_
     assert found.second_moment[0] == pytest.approx(1, rel=0.1)
 
 
-def test_batch_norm_is_in_training_mode_and_comes_from_the_namespace():
-    class Fake:
-        @staticmethod
-        def BatchNorm1d(width):
-            return torch.nn.Identity()
+@pytest.fixture
+def no_norms(monkeypatch):
+    """The name of a namespace whose norms do nothing."""
+    module = ModuleType("no_norms")
+    module.BatchNorm1d = module.BatchNorm2d = module.LayerNorm = type("Nothing", (torch.nn.Identity,), {})
+    monkeypatch.setitem(sys.modules, "no_norms", module)
+    return "no_norms"
 
-    plain, faked = measured(), profile(Stack("linear", "batch_norm", D, 256, 64), SEED, Fake)
-    assert np.array_equal(plain.skip, faked.skip)
+
+def test_norms_come_from_the_namespace_that_is_named(no_norms):
+    stack = Stack("linear", "batch_norm", 3, 16, 8)
+    plain = profile(Stack("linear", "none", 3, 16, 8), SEED)
+    ours, theirs, nothing = (profile(stack, SEED, space) for space in ("normbook.norms", "torch.nn", no_norms))
+    assert ours.skip == pytest.approx(theirs.skip, rel=1e-5) and ours.gradient2 == pytest.approx(
+        theirs.gradient2, rel=1e-4
+    )
+    assert np.array_equal(plain.skip, nothing.skip) and not np.array_equal(plain.skip, ours.skip)
+
+
+def test_an_unknown_namespace_is_bad_input():
+    with pytest.raises(InputError, match="cannot be imported"):
+        profile(Stack("linear", "batch_norm", 3, 16, 8), SEED, "no.such.norms")
 
 
 def test_cosine_of_equal_inputs_is_one_and_of_orthogonal_ones_zero():
@@ -191,7 +208,7 @@ def test_an_unknown_name_in_a_stack_is_bad_input(wrong):
         Stack(**{"kind": "relu", "arm": "none", **wrong})
 
 
-def small_transformer(placement, blocks, seed=SEED, space=norms):
+def small_transformer(placement, blocks, seed=SEED, space="normbook.norms"):
     return transformer(placement, blocks, seed, space, width=32, tokens=8, batch=4)
 
 
@@ -220,13 +237,8 @@ def test_transformer_measurements_are_reproducible_and_differ_between_seeds():
     assert not np.array_equal(first.share, other.share) and first.last_gradient2 != other.last_gradient2
 
 
-def test_both_placements_share_their_draws():
-    class NoNorm:
-        @staticmethod
-        def LayerNorm(width):
-            return torch.nn.Identity()
-
-    pre, post = (small_transformer(placement, 2, space=NoNorm) for placement in ("pre", "post"))
+def test_both_placements_share_their_draws(no_norms):
+    pre, post = (small_transformer(placement, 2, space=no_norms) for placement in ("pre", "post"))
     assert np.array_equal(pre.share, post.share) and pre.last_gradient2 == post.last_gradient2
 
 

@@ -68,6 +68,7 @@ def dress(notebook: nbformat.NotebookNode, rows: list[dict[str, Any]], info: dic
     cards[0].source = cards[0].source.split(CARD)[0] + CARD + "\n\n" + card(rows, info)
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
+            output.get("data", {}).pop(claims.MIME, None)  # for programs, not for the page
             # MyST-NB reads the text alternative from the cell, not from the output that carries it
             alt = output.get("metadata", {}).get("image/png", {}).get("alt")
             if alt:
@@ -78,12 +79,12 @@ def dress(notebook: nbformat.NotebookNode, rows: list[dict[str, Any]], info: dic
 def card(rows: list[dict[str, Any]], info: dict[str, Any]) -> str:
     """The claim card: statement, source, and the verdict at each scale with its interval."""
     recorded = [scale for scale in claims.SCALES if any(row["scales"][scale] for row in rows)]
-    head = ["claim", "source", *recorded]
+    head = ["claim", *recorded, "source"]  # the verdict second: a phone shows two columns
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for row in rows:
         found = [_found(row, scale) for scale in recorded]
         name = f"[{row['id']}]{{.claim-id}}"
-        lines.append(f"| **{name}** {row['statement']} | {row['source']} | {' | '.join(found)} |")
+        lines.append(f"| **{name}** {row['statement']} | {' | '.join([*found, row['source']])} |")
     seconds = f" It took {info['seconds']:.0f} s" if "seconds" in info else " It ran"
     ran = f"{seconds} on {info.get('cores', '?')} cores of: {info['device']}." if "device" in info else ""
     if "seconds" not in info and "device" in info:
@@ -174,8 +175,10 @@ def build(staged: Path, output: Path, strict: bool = False) -> Path:
     doctrees = output / "_build" / ".doctrees"
     if doctrees.exists():
         shutil.rmtree(doctrees)  # a second strict build of a page that failed would be green
-    command = [sys.executable, "-m", "jupyter_book", "build", str(staged), "--path-output", str(output), "--all"]
-    done = subprocess.run([*command, *(["-W", "--keep-going", "-n"] if strict else []), "--quiet"])
+    # this interpreter's Jupyter Book, whatever the PATH holds
+    program = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
+    options = ["--path-output", str(output), "--all", "--quiet", *(["-W", "--keep-going", "-n"] if strict else [])]
+    done = subprocess.run([*program, "build", str(staged), *options])
     page = output / "_build" / "html" / "index.html"
     if done.returncode or not page.exists():
         raise InputError(f"the book was not built from {staged}; the lines above say where")
