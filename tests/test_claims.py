@@ -34,7 +34,7 @@ ABOVE, BELOW, AROUND = [1.0, 1.1, 1.2, 1.3, 1.4], [-1.0, -1.1, -1.2, -1.3, -1.4]
     ({"region": (1.0, 1.0)}, "empty or everything"), ({"region": (2.0, 1.0)}, "empty or everything"),
     ({"region": (math.nan, None)}, "empty or everything"), ({"region": (-math.inf, math.inf)}, "empty or everything"),
     ({"n": 4}, "t needs n >= 5"), ({"n": 5, "estimator": "share"}, "share needs n >= 6"),
-    ({"n": 19, "estimator": "bootstrap"}, "bootstrap needs n >= 20"), ({"n": 0, "estimator": "exact"}, "n >= 1"),
+    ({"n": 19, "estimator": "bootstrap"}, "bootstrap needs n >= 20"), ({"n": 0, "estimator": "exact"}, "n = 1"),
     ({"level": 1.0}, "level"), ({"level": 0.4}, "level"), ({"level": 95}, "level"), ({"level": math.nan}, "level"),
 ])  # fmt: skip
 def test_a_claim_that_cannot_be_judged_is_bad_input_and_is_named(wrong, said):

@@ -84,7 +84,7 @@ CLAIM = Claim("XX-1", "one", "here", "a number", "nats", (0, None), "none", 5)
 def found(monkeypatch, tmp_path, verdict, control, expected):
     """Exit code of `normbook run` for a chapter whose one claim comes out as given."""
     executed = chapters.Executed(tmp_path, None, {"XX-1": Verdict(verdict, 1.0, 0.5, 1.5, 5, control)})
-    rows = [chapters.entry(CLAIM, 5, {"quick": {"verdict": verdict, "expected": expected}})]
+    rows = [chapters.entry(CLAIM, 5, {"quick": {"verdict": verdict, "expected": expected, "control_verdict": control}})]
     return cli._compare(rows, "quick", executed)
 
 

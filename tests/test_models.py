@@ -318,7 +318,7 @@ def test_dropout_of_a_wrn_acts_on_the_features_before_the_classifier_and_in_trai
 def test_dropout_of_an_mlp_stands_before_its_last_layer():
     names = [type(m).__name__ for m in mlp("batch_norm", dropout=0.3).layers]
     assert names == ["Linear", "BatchNorm1d", "ReLU", "Linear", "BatchNorm1d", "ReLU", "Dropout", "Linear"]
-    assert mlp("none", dropout=0.3).layers[-2].p == 0.3
+    assert mlp("none", dropout=0.3).layers[-2].probability == 0.3
 
 
 def test_mlp_norm_stands_between_the_linear_map_and_the_nonlinearity_and_behind_the_last_map_only_when_asked():

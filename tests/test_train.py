@@ -583,3 +583,10 @@ def test_a_net_that_the_last_step_destroyed_has_diverged_and_its_record_can_be_k
     found = run([replace(TINY, arm="none", lr=1e38, steps=1)])[0]
     assert found["outcome"] == {"diverged_at": 1} and found["final"] == {}
     records.make(found)
+
+
+def test_a_runs_dropout_does_not_depend_on_the_runs_beside_it():
+    configs = seeded(replace(TINY, arm="skipinit_0_biases", dropout=0.5), 0, 1, 2)
+    together, alone = run(configs)[1], run(configs[1:2])[0]
+    losses = [[loss for _, loss in result["curves"]["train_loss"]] for result in (alone, together)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)

@@ -61,6 +61,8 @@ class Claim:
         bounds = [bound for bound in self.region if bound is not None]
         if not bounds or not np.isfinite(bounds).all() or (low is not None and high is not None and low >= high):
             raise InputError(f"claim {self.id}: region {self.region} is empty or everything")
+        if self.estimator == "exact" and self.n != 1:
+            raise InputError(f"claim {self.id}: an exact claim has n = 1, not {self.n}")
         if self.n < SMALLEST_N[self.estimator]:
             raise InputError(f"claim {self.id}: {self.estimator} needs n >= {SMALLEST_N[self.estimator]}, not {self.n}")
         if not 0.5 <= self.level < 1:

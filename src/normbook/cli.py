@@ -54,13 +54,13 @@ def run(
     }  # fmt: skip
     choose("scale", scale, (*claims.SCALES, "tiny"))
     on = train.resolve_device(device)
-    if device == "auto" and on == "cpu" and scale != "quick":
-        click.echo("no GPU here: running on the CPU", err=True)
     train.resolve_precision(precision, scale, on)
     for path in paths:
         declared = claims.load(path.stem, **parameters)
         norms.namespace(norm, declared.needs)
     folder = _folder(out)
+    if device == "auto" and on == "cpu":
+        click.echo("device auto: no GPU here, running on the CPU", err=True)
     worst = 0
     for path in paths:
         click.echo(f"{path.stem}: running at scale {scale}, base seed {seed}", err=True)
@@ -141,6 +141,8 @@ def book(committed: bool, strict: bool, build_dir: Path) -> int:
 
     if not (claims.ROOT / "_config.yml").exists():
         raise InputError("the book's pages are not in this installation; build it from a clone of the repository")
+    if build_dir.exists() and not build_dir.is_dir():
+        raise InputError(f"the build folder {build_dir} is not a folder")
     if committed:
         executed = [chapters.read(path) for path in claims.chapters().values()]
     else:

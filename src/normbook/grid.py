@@ -16,7 +16,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
@@ -52,7 +52,7 @@ def at_scale(scale: str, **plans: dict[str, Any]) -> dict[str, Any]:
         InputError: the chapter declares nothing for this scale.
     """
     choose("scale", scale, ("quick", "cifar", "paper", "tiny"))
-    name = "quick" if scale == "tiny" else scale
+    name = "quick" if scale == "tiny" and "tiny" not in plans else scale
     if name not in plans:
         raise InputError(f"this chapter declares no grid at scale {scale!r} yet (it has: {', '.join(plans)})")
     return plans[name]
@@ -124,43 +124,41 @@ def compute(function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> l
     Raises:
         InputError: a worker died.
     """
-    pool = _pool(_cores())
-    try:
+    with _workers(_cores()) as pool, _bar(total=len(tasks), initial=0) as bar:
         futures = [pool.submit(function, *task) for task in tasks]
-        with _bar(total=len(tasks), initial=0) as bar:
-            for _ in as_completed(futures):
-                bar.update()
+        for _ in as_completed(futures):
+            bar.update()
         return [future.result() for future in futures]
-    except BrokenProcessPool:
+
+
+@contextlib.contextmanager
+def _workers(number: int) -> Iterator[ProcessPoolExecutor]:
+    """The pool; where the work does not end well, its workers end with it, and the next grid gets new ones."""
+    try:
+        yield _pool(number)
+    except BaseException as error:
         _pool.cache_clear()
-        raise InputError("a worker process died (killed, or out of memory?); run the same command again") from None
+        for child in multiprocessing.active_children():
+            child.terminate()
+        if isinstance(error, BrokenProcessPool):
+            raise InputError(
+                "a worker process died (killed, or out of memory?); finished runs are kept, run the same command again"
+            ) from None
+        raise
 
 
 def _run_missing(
     missing: dict[str, Config], stale: frozenset[str], folder: Path, device: str, workers: int, done: int
 ) -> None:
-    pool = _pool(workers)
-    bundles = _bundles(missing)
-    try:
-        with _bar(total=len(missing) + done, initial=done) as bar:
-            futures = [pool.submit(_work, bundle, stale, folder, device, False) for bundle in bundles]
-            busy: dict[str, Config] = {}
-            for future in as_completed(futures):
-                left = future.result()
-                busy |= {name: missing[name] for name in left[1]}
-                bar.update(left[0])
-            for bundle in _bundles(busy):  # another driver had these: wait for it, or do them if it died
-                bar.update(pool.submit(_work, bundle, stale, folder, device, True).result()[0])
-    except BrokenProcessPool:
-        _pool.cache_clear()
-        raise InputError(
-            "a worker process died (killed, or out of memory?); finished runs are kept, run the same command again"
-        ) from None
-    except BaseException:
-        _pool.cache_clear()
-        for child in multiprocessing.active_children():
-            child.terminate()
-        raise
+    with _workers(workers) as pool, _bar(total=len(missing) + done, initial=done) as bar:
+        futures = [pool.submit(_work, bundle, stale, folder, device, False) for bundle in _bundles(missing)]
+        busy: dict[str, Config] = {}
+        for future in as_completed(futures):
+            left = future.result()
+            busy |= {name: missing[name] for name in left[1]}
+            bar.update(left[0])
+        for bundle in _bundles(busy):  # another driver had these: wait for it, or do them if it died
+            bar.update(pool.submit(_work, bundle, stale, folder, device, True).result()[0])
 
 
 def _bundles(configs: dict[str, Config]) -> list[dict[str, Config]]:

@@ -102,6 +102,27 @@ class Linear(nn.Module):
         return y.flatten(1) + self.bias
 
 
+class Dropout(nn.Module):
+    """Dropout of M runs, x [batch, M * features]; each run draws from its own of ``generators``, set before training.
+
+    So a run's masks do not depend on which runs are trained beside it. Without generators the global stream is used.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+        self.generators: Sequence[torch.Generator] = ()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.probability == 0:
+            return x
+        if not self.generators:
+            return F.dropout(x, self.probability)
+        shape = (len(x), x.shape[1] // len(self.generators))
+        draws = torch.cat([torch.rand(shape, generator=g, device=x.device) for g in self.generators], dim=1)
+        return x * (draws >= self.probability) / (1 - self.probability)
+
+
 def _conv(inputs: int, outputs: int, kernel: int, stride: int, members: int, bias: bool) -> nn.Conv2d:
     return nn.Conv2d(members * inputs, members * outputs, kernel, stride, kernel // 2, groups=members, bias=bias)
 
@@ -170,7 +191,7 @@ class WideResNet(nn.Module):
         if width <= 0 or not float(16 * width).is_integer():
             raise InputError(f"WRN width {width}: 16 w must be a whole number of channels")
         base = int(16 * width)
-        self.members, self.dropout, per_stage = members, dropout, (depth - 4) // 6
+        self.members, per_stage = members, (depth - 4) // 6
         self.stem = _conv(channels, min(16, base), 3, 1, members, arm.conv_bias)
         blocks, inputs = [], min(16, base)
         for stage, outputs in enumerate((base, 2 * base, 4 * base)):
@@ -183,12 +204,13 @@ class WideResNet(nn.Module):
         head += [Plus(members, 0.0)] if arm.biases else []
         self.head = nn.Sequential(*head, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.before_linear = Plus(members, 0.0) if arm.biases else nn.Identity()
+        self.dropout = Dropout(dropout)
         self.linear = Linear(inputs, classes, members)
         self.norm_logits = norms.BatchNorm1d(members * classes) if arm.norm_logits else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         features = self.head(self.blocks(self.stem(x)))
-        features = F.dropout(self.before_linear(features), self.dropout, self.training)
+        features = self.dropout(self.before_linear(features))
         return self.norm_logits(self.linear(features)).view(len(x), self.members, -1)
 
 
@@ -213,7 +235,7 @@ class MLP(nn.Module):
                 layers.append(norms.BatchNorm1d(members * width))
             layers.append(nonlinearity())
             inputs = width
-        layers += [nn.Dropout(dropout), Linear(inputs, classes, members)]
+        layers += [Dropout(dropout), Linear(inputs, classes, members)]
         if arm.norm_logits:
             layers.append(norms.BatchNorm1d(members * classes))
         self.layers = nn.Sequential(*layers)

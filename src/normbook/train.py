@@ -62,7 +62,11 @@ class Config:
     seed: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
+        for name in ("width", "lr", "momentum", "weight_decay", "dropout"):  # 1 and 1.0 are one run: one name
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else float(value))
         choose("arm", self.arm, models.ARMS)
+        choose("data set", self.data, data.DATASETS)
         choose("model", self.model, ("wrn", "mlp"))
         choose("schedule", self.schedule, ("halve", "constant"))
         choose("precision", self.precision, ("fp32", "bf16"))
@@ -210,6 +214,10 @@ def build(configs: Sequence[Config], dataset: data.Dataset, device: str) -> mode
             config.dropout, config.activation,
         )  # fmt: skip
     models.initialize(net, arm, [torch.Generator().manual_seed(streams(c.seed)[0]) for c in configs])
+    for layer in net.modules():
+        if isinstance(layer, models.Dropout):
+            # a stream of its own: the augmentation's seed with its last bit flipped
+            layer.generators = [torch.Generator(device).manual_seed(streams(c.seed)[2] ^ 1) for c in configs]
     net.to(device)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return net
@@ -240,7 +248,6 @@ def run(configs: Sequence[Config], device: str = "cpu") -> list[dict[str, Any]]:
     train = data.Split(train.images[:n], train.labels[:n])
     per_epoch = len(train) // config.batch_size
     steps = config.steps or per_epoch * (config.epochs or 0)
-    torch.manual_seed(streams(config.seed)[2])  # dropout alone draws from the global stream
     net = build(configs, dataset, device)
     net.train()
     optimizer = SGD(net, lrs, config.momentum, config.weight_decay)
