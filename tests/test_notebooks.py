@@ -50,7 +50,7 @@ def test_committed_outputs_are_those_of_the_code_shown(slug):
 @pytest.mark.parametrize("slug", SLUGS)
 def test_every_claim_has_a_verdict_and_a_control_that_holds(slug):
     committed = chapters.committed("quick", claims.load(slug).number)["verdicts"]
-    assert list(committed) == [claim.id for claim in claims.load(slug).claims]
+    assert set(committed) == {claim.id for claim in claims.load(slug).claims}
     for key, verdict in committed.items():
         assert verdict.control_holds, key
 

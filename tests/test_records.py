@@ -80,7 +80,8 @@ def test_the_name_is_pinned_and_does_not_depend_on_the_order_of_keys_or_on_tuple
     assert records.name_of({"a": 0.5, "b": (1, 2)}, DATA) == "731e564cc56714ff34df"
 
 
-def test_the_name_changes_with_every_field_of_the_configuration_and_with_the_data():
+def test_the_name_changes_with_every_field_of_the_configuration_and_with_the_data(monkeypatch):
+    monkeypatch.setattr("normbook.data.DATASETS", ("digits", "other"))
     changed = {
         "arm": "none", "lr": 0.2, "model": "mlp", "depth": 22, "width": 2, "activation": "sigmoid", "norm": "torch.nn",
         "data": "other", "n_train": 5, "augment": True, "batch_size": 9, "schedule": "constant", "momentum": 0.8,

@@ -122,20 +122,17 @@ def scoreboard(rows: list[dict[str, Any]]) -> str:
         "A control is the same statistic where the claim is false by construction: it must come out *not reproduced*. "
         "Where a claim is not reproduced, a planted effect must come out *reproduced*. See {doc}`notation`.",
         "",
-        "| claim | chapter | scale | verdict | estimate (interval) | region | paper | n | control |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| claim | scale, verdict, estimate (interval) | region | paper | n | control | chapter |",
+        "|---|---|---|---|---|---|---|",
     ]
     names = {int(slug[:2]): slug for slug in claims.chapters()}
     for row, found in judged:
         scale = next(s for s in recorded if row["scales"][s] is found)
-        css = found["verdict"].replace(" ", "-")
-        span = f"{number(found['ci_low'])} to {number(found['ci_high'])}"
         paper = "" if row["paper_value"] is None else number(row["paper_value"])
         lines.append(
-            f"| [{row['id']}]{{.claim-id}} {row['statement']} | {{doc}}`{row['chapter']} "
-            f"</notebooks/{names[row['chapter']]}>` | {scale} | [{found['verdict']}]{{.verdict-{css}}} "
-            f"| {number(found['estimate'])} ({span}) {row['unit']} | {region_text(tuple(row['region']))} | {paper} "
-            f"| {found['n']} | {found['control_verdict']} |"
+            f"| **[{row['id']}]{{.claim-id}}** {row['statement']} | {scale} {_found(row, scale)} "
+            f"| {region_text(tuple(row['region']))} | {paper} | {found['n']} | {found['control_verdict']} "
+            f"| {{doc}}`{row['chapter']} </notebooks/{names[row['chapter']]}>` |"
         )
     return "\n".join(lines) + "\n"
 

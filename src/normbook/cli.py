@@ -37,7 +37,7 @@ def commands() -> None:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda")
 @click.option("--precision", default="auto", show_default=True, help="auto, fp32 or bf16")
 @click.option("--norm", default="normbook.norms", show_default=True, help="namespace with torch.nn's norm classes")
-@click.option("--data", default="", help="folder of the data set, for the scales that need one")
+@click.option("--data", default="", help="data set  [default: the digits]")
 @click.option("--out", type=Path, default=None, help="existing folder for the results  [default: normbook-results]")
 @click.option("--json", "as_json", is_flag=True, help="print the verdicts as JSON")
 def run(
@@ -55,6 +55,7 @@ def run(
     choose("scale", scale, (*claims.SCALES, "tiny"))
     on = train.resolve_device(device)
     train.resolve_precision(precision, scale, on)
+    sys.path.insert(0, os.getcwd())  # a norm namespace of the user's own may stand beside us
     for path in paths:
         declared = claims.load(path.stem, **parameters)
         norms.namespace(norm, declared.needs)
