@@ -1,6 +1,7 @@
 """normbook.models: every arm, one net a run or many runs in one net, and the draws that all arms share."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,31 +10,55 @@ from torch import nn
 
 from normbook import models, norms
 from normbook.errors import InputError
-from normbook.models import ARMS, MLP, Linear, ResidualBlock, Scalar, WideResNet, initialize
+from normbook.models import ARMS, CNN, MLP, Linear, ResidualBlock, ResNet, Scalar, WideResNet, initialize
 
 torch.set_num_threads(1)  # tiny nets: two threads on a busy machine are ten times slower
 NORMED = {name for name, arm in ARMS.items() if arm.norm or arm.norm_logits or arm.norm_features}
 SKIPPING = [name for name, arm in ARMS.items() if arm.skip]
-KINDS = ("wrn", "mlp")
+KINDS = ("wrn", "resnet", "cnn", "mlp")
+FLAT = ("layer_norm_detached", "rms_norm")  # norms that exist for fully connected nets only
+ORDINARY = [name for name in ARMS if not ARMS[name].residual]  # arms that any network can have
+MADE = [(kind, arm) for kind in KINDS for arm in (ARMS if kind in ("wrn", "mlp") else ORDINARY)]
+MADE = [(kind, arm) for kind, arm in MADE if kind == "mlp" or arm not in FLAT]
 
 
 def generators(*seeds):
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
+def noise_from(net, seeds):
+    """Let each run of a net draw its noise from its own seed."""
+    own = generators(*seeds)
+    for layer in net.modules():
+        if isinstance(layer, models.Random):
+            layer.generators = own
+    return net
+
+
 def wrn(arm, seeds=(0,), depth=10, width=0.5, dropout=0.0, channels=1):
-    net = WideResNet(depth, width, channels, 10, ARMS[arm], norms, len(seeds), dropout)
+    net = WideResNet(depth, width, channels, 10, replace(ARMS[arm], dropout=dropout), norms, len(seeds))
     initialize(net, ARMS[arm], generators(*seeds))
     return net.double()
 
 
 def mlp(arm, seeds=(0,), depth=3, width=12, dropout=0.0, activation="relu"):
-    net = MLP(depth, width, 36, 10, ARMS[arm], norms, len(seeds), dropout, activation)
+    net = MLP(depth, width, 36, 10, replace(ARMS[arm], dropout=dropout), norms, len(seeds), activation)
+    initialize(net, ARMS[arm], generators(*seeds))
+    return net.double()
+
+
+def plain(kind, arm, seeds=(0,), depth=8, width=0.5, dropout=0.0):
+    """A ResNet or a plain CNN."""
+    net = {"resnet": ResNet, "cnn": CNN}[kind](
+        depth, width, 1, 10, replace(ARMS[arm], dropout=dropout), norms, len(seeds)
+    )
     initialize(net, ARMS[arm], generators(*seeds))
     return net.double()
 
 
 def make(kind, arm, seeds=(0,), **options):
+    if kind in ("resnet", "cnn"):
+        return plain(kind, arm, seeds, **options)
     return (wrn if kind == "wrn" else mlp)(arm, seeds, **options)
 
 
@@ -93,24 +118,22 @@ def test_stages_have_16k_32k_and_64k_channels_at_full_half_and_quarter_resolutio
     assert net.stem.out_channels == 16
 
 
-@pytest.mark.parametrize("arm", ARMS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "arm"), MADE)
 def test_every_arm_runs_and_gives_finite_logits_for_each_run(kind, arm):
     logits = make(kind, arm, (0, 1))(images(2))
     assert logits.shape == (5, 2, 10) and bool(torch.isfinite(logits).all())
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("arm", ARMS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "arm"), MADE)
 def test_a_run_in_a_bundle_equals_the_same_run_alone_in_logits_and_gradients(kind, arm, training):
     seeds, x = (3, 4), images(2)
     cotangent = torch.randn(5, 10, generator=generators(1)[0]).double()
-    together = stir(make(kind, arm, seeds), seeds).train(training)
+    together = noise_from(stir(make(kind, arm, seeds), seeds).train(training), seeds)
     logits = together(x)
     (logits * cotangent[:, None]).sum().backward()
     for m, seed in enumerate(seeds):
-        alone = stir(make(kind, arm, (seed,)), (seed,)).train(training)
+        alone = noise_from(stir(make(kind, arm, (seed,)), (seed,)).train(training), (seed,))
         expected = alone(x.unflatten(1, (2, -1))[:, m])
         (expected[:, 0] * cotangent).sum().backward()
         assert torch.allclose(logits[:, m], expected[:, 0], rtol=1e-9, atol=1e-9)
@@ -148,7 +171,7 @@ def test_skipinit_starts_at_zero_one_or_one_over_root_d_and_is_learned_unless_fi
 
 
 def test_an_arm_has_a_scalar_on_its_branches_only_where_it_declares_one():
-    for name, arm in ARMS.items():
+    for name, arm in ((name, ARMS[name]) for kind, name in MADE if kind == "wrn"):
         scaled = [block.scale is not None for block in blocks(wrn(name))]
         assert scaled == [arm.alpha is not None or arm.multiplier] * 3, name
 
@@ -202,8 +225,10 @@ def test_arms_without_norm_hold_no_norm_module_at_all(kind):
 
 def test_arms_with_norm_hold_as_many_as_they_declare():
     # three blocks with two norms each, and one behind the last block
-    expected = {"batch_norm": 7, "batch_norm_no_skip": 7, "batch_norm_logits": 1, "batch_norm_features": 1}
-    assert {name: len(batch_norms(wrn(name))) for name in sorted(NORMED)} == expected
+    one, all_ = ("batch_norm_logits", "batch_norm_features"), ("batch_norm", "batch_norm_no_skip", "batch_norm_noisy")
+    expected = dict.fromkeys(one, 1) | dict.fromkeys((*all_, "batch_norm_no_affine"), 7) | {"batch_norm_all": 8}
+    batch = {name for name in NORMED if ARMS[name].norm in ("", "batch")}
+    assert {name: len(batch_norms(wrn(name))) for name in sorted(batch)} == expected
     assert batch_norms(wrn("batch_norm_logits")) == ["norm_logits"]
     assert batch_norms(wrn("batch_norm_features")) == ["head.0"]
 
@@ -249,7 +274,7 @@ def test_fixup_has_a_bias_before_each_convolution_activation_and_the_classifier_
 
 
 def test_only_the_arm_with_biases_has_convolution_biases_and_they_start_at_zero():
-    for name in ARMS:
+    for name in (arm for kind, arm in MADE if kind == "wrn"):
         biases = [m.bias for m in wrn(name).modules() if isinstance(m, nn.Conv2d)]
         if name == "skipinit_0_biases":
             assert all(b is not None and not b.any() for b in biases)
@@ -257,7 +282,7 @@ def test_only_the_arm_with_biases_has_convolution_biases_and_they_start_at_zero(
             assert all(b is None for b in biases), name
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", [arm for kind, arm in MADE if kind == "wrn"])
 def test_all_arms_of_a_seed_share_the_draws_of_every_layer_they_have(arm):
     ours, theirs = (dict(wrn(name, (8, 9)).named_modules()) for name in (arm, "none"))
     compared = 0
@@ -323,7 +348,7 @@ def test_dropout_of_an_mlp_stands_before_its_last_layer():
 
 def test_mlp_norm_stands_between_the_linear_map_and_the_nonlinearity_and_behind_the_last_map_only_when_asked():
     names = [type(m).__name__ for m in mlp("batch_norm_logits", activation="sigmoid").layers]
-    assert names == ["Linear", "Sigmoid", "Linear", "Sigmoid", "Dropout", "Linear", "BatchNorm1d"]
+    assert names == ["Linear", "Sigmoid", "Linear", "Sigmoid", "Linear", "BatchNorm1d"]
 
 
 def test_mlp_depth_counts_the_linear_layers_and_the_hidden_ones_have_the_width():
@@ -360,5 +385,108 @@ def test_scalars_act_on_all_channels_of_their_own_run():
 
 def test_every_arm_that_names_a_skip_has_the_same_layers_as_the_plain_arm():
     plain = [tuple(layer.weight.shape) for layer in layers(wrn("none"))]
-    for name in SKIPPING:
+    for name in (arm for kind, arm in MADE if kind == "wrn" and arm in SKIPPING):
         assert [tuple(layer.weight.shape) for layer in layers(wrn(name))] == plain, name
+
+
+@pytest.mark.parametrize(("depth", "blocks"), [(8, 3), (20, 9), (110, 54)])
+def test_resnet_of_depth_6k_plus_2_has_3k_blocks_and_no_parameters_on_its_skip_paths(depth, blocks):
+    net = ResNet(depth, 0.0625, 1, 10, ARMS["none"], norms)
+    assert len(net.blocks) == blocks
+    assert len(layers(net)) == depth
+    assert all(layer.weight.shape[-1] in (3, 1) for layer in layers(net)[:-1])
+
+
+def test_a_new_resnet_stage_skips_by_every_other_pixel_and_zero_channels():
+    block = models.resnet.BasicBlock(2, 4, 2, ARMS["none"], 2, norms).double()
+    nn.init.zeros_(block.conv2.weight)
+    x = images(2, channels=2).abs()
+    y = block(x).unflatten(1, (2, 4))
+    assert torch.equal(y[:, :, :2], x[:, :, ::2, ::2].unflatten(1, (2, 2))) and not y[:, :, 2:].any()
+
+
+@pytest.mark.parametrize(("made", "depth", "width"), [
+    (ResNet, 9, 1), (ResNet, 2, 1), (ResNet, 8, 0.03), (CNN, 3, 1), (CNN, 0, 1), (CNN, 4, 0.01),
+])  # fmt: skip
+def test_another_depth_or_width_is_bad_input(made, depth, width):
+    with pytest.raises(InputError, match="depth|width"):
+        made(depth, width, 1, 10, ARMS["none"], norms)
+
+
+@pytest.mark.parametrize(("arm", "made"), [("layer_norm", nn.LayerNorm), ("rms_norm", nn.RMSNorm)])
+def test_the_per_example_norms_of_an_mlp_are_torchs_for_each_run(arm, made):
+    (norm,) = models.layers.norm_layer(ARMS[arm], 6, 2, norms, 2)
+    x = torch.randn(5, 12, generator=generators(0)[0])
+    stir(norm.double(), (0, 1))
+    for m in range(2):
+        reference = made(6, eps=1e-5).double() if made is nn.LayerNorm else made(6).double()
+        mine = slice(6 * m, 6 * m + 6)
+        reference.weight.data = norm.weight.data[mine]
+        if norm.bias is not None:
+            reference.bias.data = norm.bias.data[mine]
+        assert torch.allclose(norm(x.double())[:, mine], reference(x[:, mine].double()), rtol=1e-9)
+
+
+def test_detached_layer_norm_has_layer_norms_values_and_another_gradient():
+    x = torch.randn(4, 6, generator=generators(0)[0]).double().requires_grad_()
+    w = torch.randn(4, 6, generator=generators(1)[0]).double()
+    ours, theirs = models.layers.DetachedLayerNorm()(x), F.layer_norm(x, (6,))
+    assert torch.allclose(ours, theirs)
+    (gradient,) = torch.autograd.grad((ours * w).sum(), x)
+    assert torch.allclose(gradient, w / (x.var(1, correction=0, keepdim=True) + 1e-5).sqrt())
+
+
+def test_layer_norm_on_images_is_over_channels_and_pixels_of_one_run():
+    (norm,) = models.layers.norm_layer(ARMS["layer_norm"], 3, 2, norms, 4)
+    x = images(2, channels=3)
+    expected = [F.layer_norm(part, part.shape[1:]) for part in x.split(3, 1)]
+    assert torch.allclose(norm.double()(x), torch.cat(expected, 1))
+
+
+@pytest.mark.parametrize("dims", [2, 4])
+def test_ghost_batch_norm_of_another_namespace_equals_ours(dims):
+    arm = replace(ARMS["batch_norm"], ghost_batch_size=4)
+    ours, theirs = (models.layers.batch_norm(arm, 3, space, dims).double() for space in (norms, nn))
+    assert isinstance(theirs, models.layers.Ghosts)
+    x = torch.randn(12, 3, *[5] * (dims - 2), generator=generators(0)[0]).double()
+    assert torch.allclose(ours(x), theirs(x))
+    # three calls of momentum 1 - 0.9^(1/3) leave 0.9 of the old statistics, as one call of 0.1 does
+    steady = torch.ones(12, 3, *[5] * (dims - 2)).double()
+    ours(steady), theirs(steady)
+    assert torch.allclose(ours.running_mean, theirs.norm.running_mean, atol=0.02)
+    assert torch.equal(theirs.eval()(x), theirs.norm(x))
+
+
+def test_moving_noise_shifts_features_by_step_and_examples_a_little():
+    noise = noise_from(models.layers.MovingNoise(), (0,))
+    x = torch.zeros(2000, 30)
+    first, second = noise(x), noise(x)
+    spread = first.mean(0)
+    assert spread.abs().max() < 0.51 and spread.std() > 0.2  # mu ~ U(-0.5, 0.5): sd 0.29
+    assert not torch.allclose(spread, second.mean(0), atol=0.05)
+    assert float((first - spread).abs().max()) < 0.11
+    scale = (noise(torch.full((2000, 30), 100.0)).mean(0)) / 100
+    assert scale.min() > 0.99 and scale.max() < 1.26
+    assert noise.eval()(x) is x
+
+
+def test_uniform_dropout_multiplies_by_one_plus_or_minus_beta():
+    layer = models.Dropout(0.3, "uniform")
+    y = layer(torch.ones(4000, 5))
+    assert 0.7 <= float(y.min()) < 0.72 and 1.28 < float(y.max()) <= 1.3 and abs(float(y.mean()) - 1) < 0.01
+    with pytest.raises(InputError, match="kind of dropout"):
+        models.Dropout(0.3, "gaussian")
+
+
+@pytest.mark.parametrize(("place", "names"), [
+    ("before_norm", ["Dropout", "BatchNorm2d", "ReLU"]), ("before_conv", ["BatchNorm2d", "ReLU", "Dropout"]),
+])  # fmt: skip
+def test_dropout_stands_where_it_is_asked_for_in_every_block(place, names):
+    arm = replace(ARMS["batch_norm"], dropout=0.5, dropout_at=place)
+    net = WideResNet(10, 0.5, 1, 10, arm, norms)
+    assert [[type(m).__name__ for m in block.activate2] for block in net.blocks] == [names] * 3
+    assert not any(isinstance(m, models.Dropout) for m in [*net.dropout, *net.blocks[0].activate1])
+
+
+def test_without_affine_there_is_no_gamma_and_no_beta():
+    assert all(p.dim() > 1 or p.shape == (10,) for p in wrn("batch_norm_no_affine").parameters())

@@ -109,7 +109,7 @@ def test_gradients_equal_finite_differences_of_a_tiny_stack():
     jacobian = torch.eye(3).double()
     for weight in weights(stack, SEED):
         jacobian = (torch.eye(3).double() + 2**-0.5 * weight.double()) @ jacobian
-    cotangent = torch.randn(2, 3, generator=probes._generator(SEED, 2)).double()
+    cotangent = torch.randn(2, 3, generator=probes.depth._generator(SEED, 2)).double()
     assert found.gradient2[0] == pytest.approx(float((cotangent @ jacobian).square().mean()), rel=1e-5)
 
 

@@ -28,7 +28,7 @@ def what_was_learned(result):
 
 def scripted(monkeypatch, values):
     """Let the loss of step t be values[t] (one number a run), with the true gradients; return the list of calls."""
-    calls, honest = [], train._losses
+    calls, honest = [], train.loop.batch_losses
 
     def losses(net, images, labels, precision):
         loss = honest(net, images, labels, precision)
@@ -37,7 +37,7 @@ def scripted(monkeypatch, values):
         wanted = torch.tensor(values[step] if step < len(values) else values[-1])
         return loss + (wanted - loss).detach()
 
-    monkeypatch.setattr(train, "_losses", losses)
+    monkeypatch.setattr(train.loop, "batch_losses", losses)
     return calls
 
 
@@ -112,7 +112,7 @@ def test_a_run_without_a_learning_rate_is_bad_input():
     {"n_train": None, "batch_size": 1001, "steps": None, "epochs": 1},
 ])  # fmt: skip
 def test_a_batch_that_the_training_images_cannot_fill_is_bad_input(monkeypatch, wrong):
-    monkeypatch.setattr(train, "_train", lambda *args: pytest.fail("training began, and would never end"))
+    monkeypatch.setattr(train.loop, "batch_losses", lambda *args: pytest.fail("training began, and would never end"))
     with pytest.raises(InputError, match="batch_size"):
         run([replace(TINY, **wrong)])
 
@@ -149,7 +149,7 @@ def test_auto_is_the_gpu_where_there_is_one(monkeypatch):
 
 @pytest.mark.parametrize("works", [True, False])
 def test_auto_precision_is_fp32_at_the_small_scales_and_beyond_them_bf16_where_it_trains(monkeypatch, works):
-    monkeypatch.setattr(train, "bf16_trains", lambda device: works)
+    monkeypatch.setattr(train.machine, "bf16_trains", lambda device: works)
     assert train.resolve_precision("auto", "quick", "cpu") == train.resolve_precision("auto", "tiny", "cpu") == "fp32"
     for scale in ("cifar", "paper"):
         assert train.resolve_precision("auto", scale, "cpu") == ("bf16" if works else "fp32")
@@ -157,10 +157,10 @@ def test_auto_precision_is_fp32_at_the_small_scales_and_beyond_them_bf16_where_i
 
 
 def test_bf16_asked_for_where_it_does_not_train_is_bad_input(monkeypatch):
-    monkeypatch.setattr(train, "bf16_trains", lambda device: False)
+    monkeypatch.setattr(train.machine, "bf16_trains", lambda device: False)
     with pytest.raises(InputError, match="bf16"):
         train.resolve_precision("bf16", "quick", "cpu")
-    monkeypatch.setattr(train, "bf16_trains", lambda device: True)
+    monkeypatch.setattr(train.machine, "bf16_trains", lambda device: True)
     assert train.resolve_precision("bf16", "quick", "cpu") == "bf16"
     with pytest.raises(InputError, match="unknown precision"):
         train.resolve_precision("fp64", "quick", "cpu")
@@ -188,7 +188,7 @@ def test_bf16_runs_in_bf16_and_its_losses_are_fp32(monkeypatch):
     net = train.build([config], data.load(), "cpu")
     net.blocks[0].conv1.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
     digits = data.load().train
-    loss = train._losses(net, digits.images[:8, None], digits.labels[:8, None], "bf16")
+    loss = train.loop.batch_losses(net, digits.images[:8, None], digits.labels[:8, None], "bf16")
     assert loss.dtype == torch.float32 and seen == [torch.bfloat16]
 
 
@@ -296,8 +296,10 @@ def test_the_constant_schedule_is_constant():
 
 
 def test_training_follows_the_schedule_step_by_step(monkeypatch):
-    seen, honest = [], train.sgd
-    monkeypatch.setattr(train, "sgd", lambda *args, **kwargs: seen.append(kwargs["lr"]) or honest(*args, **kwargs))
+    seen, honest = [], train.optimizers.sgd
+    monkeypatch.setattr(
+        train.optimizers, "sgd", lambda *args, **kwargs: seen.append(kwargs["lr"]) or honest(*args, **kwargs)
+    )
     run([replace(TINY, arm="none", steps=20)])
     scales = [1.0] * 10 + [0.5**k for k in range(1, 11)]
     per_step = len(seen) // 20
@@ -328,10 +330,11 @@ def test_each_stream_drives_one_thing(monkeypatch):
             orders.append(labels.clone())
             return honest_losses(net, images, labels, precision)
 
-        honest_losses = train._losses
+        honest_losses = train.loop.batch_losses
         with monkeypatch.context() as patch:
-            patch.setattr(train, "_losses", losses)
-            patch.setattr(train, "streams", lambda seed: tuple(v + (k == which) for k, v in enumerate(honest(seed))))
+            patch.setattr(train.loop, "batch_losses", losses)
+            moved = lambda seed: tuple(v + (k == which) for k, v in enumerate(honest(seed)))  # noqa: E731
+            patch.setattr(train.loop, "streams", moved)
             run([replace(TINY, augment=True)])
         return nets[0], torch.cat(orders)
 
@@ -418,8 +421,8 @@ def test_evaluate_names_the_splits_that_are_measured():
 
 
 def test_the_train_split_is_measured_on_the_images_that_were_trained_on(monkeypatch):
-    nets, honest = [], train._evaluate
-    monkeypatch.setattr(train, "_evaluate", lambda net, *args: nets.append(net) or honest(net, *args))
+    nets, honest = [], train.loop._evaluate
+    monkeypatch.setattr(train.loop, "_evaluate", lambda training: nets.append(training.net) or honest(training))
     found = run([TINY])[0]["final"]
     digits = data.load()
     for split, n in (("train", 40), ("validation", 200), ("test", 597)):
@@ -449,9 +452,9 @@ def test_training_sees_the_first_training_images_only(monkeypatch, n_train):
 
 def test_augmentation_shifts_the_training_images_and_only_when_asked(monkeypatch):
     def first_batch(config):
-        kept, honest = [], train._losses
+        kept, honest = [], train.loop.batch_losses
         with monkeypatch.context() as patch:
-            patch.setattr(train, "_losses", lambda net, *args: kept.append(args[:2]) or honest(net, *args))
+            patch.setattr(train.loop, "batch_losses", lambda net, *args: kept.append(args[:2]) or honest(net, *args))
             run([config])
         return kept[0]
 
@@ -463,17 +466,18 @@ def test_augmentation_shifts_the_training_images_and_only_when_asked(monkeypatch
 
 
 def test_evaluation_is_in_inference_mode_without_dropout_and_leaves_the_running_statistics(monkeypatch):
-    kept, honest = [], train._evaluate
+    kept, honest = [], train.loop._evaluate
 
-    def evaluate(net, *args):
+    def evaluate(training):
+        net = training.net
         before = {key: value.clone() for key, value in net.state_dict().items()}
-        values = honest(net, *args)
+        values = honest(training)
         kept.extend((net.training, all(torch.equal(v, before[k]) for k, v in net.state_dict().items())))
-        again = honest(net, *args)
+        again = honest(training)
         kept.append(all(torch.equal(values[name], again[name]) for name in values))
         return values
 
-    monkeypatch.setattr(train, "_evaluate", evaluate)
+    monkeypatch.setattr(train.loop, "_evaluate", evaluate)
     run([replace(TINY, dropout=0.5)])
     assert kept == [False, True, True]
 
@@ -500,7 +504,7 @@ def test_training_lowers_the_loss():
 @pytest.mark.parametrize("n, points", [(0, 0), (1, 1), (49, 49), (50, 50), (51, 50), (1000, 50)])
 def test_a_curve_has_at_most_fifty_points_that_are_means_of_consecutive_steps(n, points):
     curve = np.arange(n, dtype=np.float32)
-    thin = train._thin(curve)
+    thin = train.loop._thin(curve)
     assert len(thin) == points <= 50
     edges = [0, *(step for step, _ in thin)]
     assert edges[-1] == n and edges == sorted(set(edges))
@@ -509,7 +513,7 @@ def test_a_curve_has_at_most_fifty_points_that_are_means_of_consecutive_steps(n,
 
 
 def test_what_is_not_finite_is_left_out_of_a_curve():
-    assert train._thin(np.array([1.0, np.nan, np.inf, 2.0], dtype=np.float32)) == [[1, 1.0], [4, 2.0]]
+    assert train.loop._thin(np.array([1.0, np.nan, np.inf, 2.0], dtype=np.float32)) == [[1, 1.0], [4, 2.0]]
 
 
 def test_step_loss_is_the_mean_of_the_last_tenth_of_the_steps(monkeypatch):
@@ -590,3 +594,86 @@ def test_a_runs_dropout_does_not_depend_on_the_runs_beside_it():
     together, alone = run(configs)[1], run(configs[1:2])[0]
     losses = [[loss for _, loss in result["curves"]["train_loss"]] for result in (alone, together)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["resnet", "cnn", "mlp"])
+def test_an_arm_with_residual_parts_or_dropout_in_a_block_is_bad_input_for_other_models(kind):
+    with pytest.raises(InputError, match="residual block"):
+        Config("skipinit_0", model=kind, steps=1)
+    with pytest.raises(InputError, match="head"):
+        Config("batch_norm", model=kind, steps=1, dropout=0.1, dropout_at="before_norm")
+
+
+def test_adam_is_torchs_adam_and_its_runs_share_a_learning_rate():
+    ours, theirs = grown("batch_norm", (0,), "mlp"), grown("batch_norm", (0,), "mlp")
+    reference, adam = torch.optim.Adam(theirs.parameters(), lr=0.01), train.Adam(ours, 0.01)
+    for step in range(4):
+        for group in reference.param_groups:
+            group["lr"] = 0.01 * 0.5**step
+        reference.zero_grad()
+        losses_of(theirs, [0], step).sum().backward()
+        reference.step()
+        adam.step(losses_of(ours, [0], step), 0.5**step)
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(p, q, rtol=1e-10, atol=1e-12)
+    one = replace(TINY, optimizer="adam", lr=0.1)
+    assert one.bundle() != replace(one, lr=0.2).bundle() and one.kind() == replace(one, lr=0.2).kind()
+
+
+FROZEN = replace(TINY, weight_decay=0.0)
+
+
+@pytest.mark.parametrize("trainable", ["norm", "random"])
+def test_only_gamma_and_beta_or_as_many_random_weights_learn(trainable):
+    configs = seeded(replace(FROZEN, trainable=trainable), 0, 1)
+    training = train.Training(configs)
+    before = {name: p.detach().clone() for name, p in training.net.named_parameters()}
+    for _ in training:
+        pass
+    moved = {name: (p != before[name]).reshape(2, -1).sum(1) for name, p in training.net.named_parameters()}
+    affine = {name for name in moved if "activate" in name or name.startswith("head")}
+    count = sum(before[name].numel() for name in affine) // 2
+    total = sum(moved.values())
+    if trainable == "norm":
+        assert {name for name, n in moved.items() if n.any()} <= affine and total.min() > 0.8 * count
+    else:
+        assert not any(moved[name].any() for name in affine)
+        assert 0.5 * count < total.min() <= total.max() <= count
+
+
+def test_weight_decay_with_frozen_weights_is_bad_input():
+    with pytest.raises(InputError, match="weight_decay=0"):
+        replace(TINY, trainable="norm")
+
+
+def test_label_noise_is_each_runs_own_and_training_measures_on_the_noisy_labels():
+    training = train.Training(seeded(replace(TINY, label_noise=0.5), 0, 1))
+    clean = data.load().train.labels[:40]
+    wrong = training.train.labels != clean[:, None]
+    assert training.train.labels.shape == (40, 2) and 8 <= int(wrong[:, 0].sum()) <= 20
+    assert not torch.equal(wrong[:, 0], wrong[:, 1])
+    alone = train.Training(seeded(replace(TINY, label_noise=0.5), 1))
+    assert torch.equal(alone.train.labels[:, 0], training.train.labels[:, 1])
+
+
+def test_a_run_with_label_noise_is_the_same_alone_and_in_a_bundle():
+    configs = seeded(replace(TINY, label_noise=0.3, statistics=("running", "batch", "reestimated")), 0, 1)
+    alone, together = run([configs[1]])[0]["final"], run(configs)[1]["final"]
+    assert set(alone) == set(together) and len(alone) == 19
+    assert all(alone[key] == pytest.approx(together[key], rel=1e-3, abs=1e-3) for key in alone)
+
+
+def test_the_three_kinds_of_statistics_differ_and_running_ones_do_not_depend_on_the_others():
+    every = run([replace(TINY, statistics=("reestimated", "batch", "running"))])[0]["final"]
+    plain = run([TINY])[0]["final"]
+    assert all(every[key] == plain[key] for key in plain)
+    assert len({every["test_loss"], every["test_loss_batch"], every["test_loss_reestimated"]}) == 3
+
+
+def test_without_norms_all_statistics_are_the_same_and_there_is_no_shift():
+    config = replace(
+        TINY, arm="none", batch_size=10, statistics=("running", "reestimated"), measure=("variance_shift",)
+    )
+    found = run([config])[0]
+    assert found["final"]["test_loss"] == found["final"]["test_loss_reestimated"]
+    assert found["curves"]["variance_shift"] == []

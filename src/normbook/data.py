@@ -23,7 +23,7 @@ SPLIT_SEED = 0  # the split is part of the dataset, not of a run: all runs see t
 
 @dataclass(frozen=True)
 class Split:
-    """Images [n, channels, height, width] (float32, standardized) and labels [n] (int64) on one device."""
+    """Images [n, channels, height, width] (float32, standardized), labels [n] or, one column a run, [n, M] (int64)."""
 
     images: Tensor
     labels: Tensor
@@ -122,7 +122,25 @@ def batches(
         images = split.images[part]
         if shifts is not None:
             images = _augment(images, shifts[start : start + batch_size], pad, flip)
-        yield images, split.labels[part]
+        yield images, split.labels[part] if split.labels.dim() == 1 else split.labels.gather(0, part)
+
+
+def relabel(labels: Tensor, classes: int, share: float, seeds: Sequence[int]) -> Tensor:
+    """Draw the labels of a ``share`` of the images anew, uniformly over the classes and for each run its own: [n, M].
+
+    So about ``share * (1 - 1 / classes)`` of them are wrong. Without noise the labels [n] are returned as they are.
+    """
+    if not share:
+        return labels
+    columns = []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(len(labels), generator=generator)[: round(share * len(labels))]
+        column = labels.clone()
+        drawn = torch.randint(classes, (len(chosen),), generator=generator)
+        column[chosen.to(labels.device)] = drawn.to(labels.device)
+        columns.append(column)
+    return torch.stack(columns, dim=1)
 
 
 def _augment(images: Tensor, draw: Tensor, pad: int, flip: bool) -> Tensor:

@@ -59,7 +59,7 @@ def at_scale(scale: str, **plans: dict[str, Any]) -> dict[str, Any]:
 
 
 def best_lrs(scan: Sequence[Record], runs: Sequence[Config]) -> list[Config]:
-    """``runs`` with the learning rate at which the scanned runs of the same bundle ended best.
+    """``runs`` with the learning rate at which the scanned runs of the same kind ended best.
 
     Best is the lowest mean over the scan's seeds of the validation loss, or of the step loss where the runs are too
     short to be validated. A rate at which a run diverged counts as infinitely bad; where all are, the lowest is taken.
@@ -70,9 +70,9 @@ def best_lrs(scan: Sequence[Record], runs: Sequence[Config]) -> list[Config]:
         config = config_of(record)
         value = "validation_loss" if "validation" in config.evaluate else "step_loss"
         loss = float("inf") if "diverged_at" in record["outcome"] else record["final"][value]
-        found.setdefault(config.bundle(), {}).setdefault(config.lr or 0.0, []).append(loss)
+        found.setdefault(config.kind(), {}).setdefault(config.lr or 0.0, []).append(loss)
     best = {kind: _best(rates) for kind, rates in found.items()}
-    return [replace(c, lr=best.get(c.bundle(), c.lr)) for c in runs]
+    return [replace(c, lr=best.get(c.kind(), c.lr)) for c in runs]
 
 
 def _best(rates: dict[float, list[float]]) -> float:
@@ -81,8 +81,8 @@ def _best(rates: dict[float, list[float]]) -> float:
 
 def config_of(record: Record) -> Config:
     """The configuration of a record."""
-    given = record["config"]
-    return Config(**{**given, "seed": tuple(given["seed"]), "evaluate": tuple(given["evaluate"])})
+    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record["config"].items()}
+    return Config(**given)
 
 
 def run(
