@@ -83,6 +83,22 @@ def test_the_stamp_sees_code_cells_and_every_module_they_reach(tmp_path, monkeyp
     assert chapters.stamp(path) != with_package != second
 
 
+def test_the_stamp_sees_only_the_modules_of_a_package_that_are_reached(tmp_path, monkeypatch):
+    package = tmp_path / "package" / "d"
+    package.mkdir(parents=True)
+    for name, text in (("__init__", "from normbook.d.e import x\n"), ("e", "x = 1\n"), ("f", "x = 1\n"), ("g", "")):
+        (package / f"{name}.py").write_text(text)
+    monkeypatch.setattr(chapters, "PACKAGE", package.parent)
+    path = notebook(tmp_path / "05_x.ipynb", "from normbook.d import f")
+
+    def changes(name):
+        before = chapters.stamp(path)
+        (package / f"{name}.py").write_text(f"x = '{name}'\n")
+        return chapters.stamp(path) != before
+
+    assert changes("e") and changes("f") and not changes("g")
+
+
 def test_the_stamp_sees_no_outputs_and_no_prose(tmp_path):
     path = notebook(tmp_path / "05_x.ipynb", "print(1)")
     first = chapters.stamp(path)

@@ -64,22 +64,22 @@ def stamp(path: Path) -> str:
 
 
 def _sources(name: str) -> list[Path]:
-    """The files of a module or package of normbook; none where there is no such module."""
-    module, package = PACKAGE / f"{name}.py", PACKAGE / name
-    return [module] if module.exists() else sorted(package.glob("*.py"))
+    """The file of a dotted module of normbook, of a package its ``__init__``; none where there is no such module."""
+    module = PACKAGE.joinpath(*name.split("."))
+    return [path for path in (module.with_suffix(".py"), module / "__init__.py") if path.exists()]
 
 
 def _imports(source: str) -> set[str]:
-    """Names of the normbook modules that a source text imports."""
+    """Dotted names, without normbook, of the modules that a source text imports, and of the packages around them."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.module == "normbook":
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("normbook."):
-            names.add((node.module or "").split(".")[1])
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "normbook":
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}  # a module, or a name in one
         elif isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("normbook.")}
-    return {name for name in names if _sources(name)}
+            names |= {alias.name for alias in node.names if alias.name.startswith("normbook.")}
+    parts = [name.split(".")[1:] for name in names]
+    around = {".".join(part[: i + 1]) for part in parts for i in range(len(part))}
+    return {name for name in around if _sources(name)}
 
 
 def execute(path: Path, folder: Path, parameters: Mapping[str, Any]) -> Executed:

@@ -18,7 +18,7 @@ from typing import Any
 from normbook.errors import InputError
 
 SCHEMA = 1
-CODE = ("data.py", "norms", "models", "probes", "train")  # the modules that compute a record
+CODE = ("data.py", "norms", "models", "probes/inference.py", "train")  # the modules that compute a record
 REQUIRED = {
     "schema": int, "name": str, "config": dict, "data_hash": str, "code": str, "outcome": dict, "final": dict,
     "curves": dict, "device": str, "threads": int, "members": int, "compiled": bool, "versions": dict,
