@@ -67,7 +67,7 @@ def trained(monkeypatch):
 def test_seeds_are_the_same_run_with_n_indices_of_a_base_seed():
     found = grid.seeds(TINY, 3, 4)
     assert [c.seed for c in found] == [(3, 0), (3, 1), (3, 2), (3, 3)]
-    assert {c.bundle() for c in found} == {TINY.bundle()}
+    assert {c.kind() for c in found} == {TINY.kind()}
 
 
 def test_tiny_is_one_seed_and_two_steps_of_each_kind_of_run():
@@ -143,7 +143,7 @@ def test_bundles_hold_at_most_so_many_runs_of_one_kind_and_each_run_once():
     found = grid._bundles(configs)
     assert max(map(len, found)) == grid.MEMBERS and len(found) == 9
     assert sorted(name for bundle in found for name in bundle) == sorted(configs)
-    assert all(len({c.bundle() for c in bundle.values()}) == 1 for bundle in found)
+    assert all(len({c.kind() for c in bundle.values()}) == 1 for bundle in found)
     assert all(bundle[name] is configs[name] for bundle in found for name in bundle)
     assert {c.steps for bundle in found[:2] for c in bundle.values()} == {50}  # the most expensive first
     assert grid._bundles({}) == []

@@ -226,7 +226,8 @@ def test_arms_without_norm_hold_no_norm_module_at_all(kind):
 def test_arms_with_norm_hold_as_many_as_they_declare():
     # three blocks with two norms each, and one behind the last block
     one, all_ = ("batch_norm_logits", "batch_norm_features"), ("batch_norm", "batch_norm_no_skip", "batch_norm_noisy")
-    expected = dict.fromkeys(one, 1) | dict.fromkeys((*all_, "batch_norm_no_affine"), 7) | {"batch_norm_all": 8}
+    expected = dict.fromkeys(one, 1) | dict.fromkeys((*all_, "batch_norm_no_affine", "batch_norm_borrowed"), 7)
+    expected |= {"batch_norm_all": 8}
     batch = {name for name in NORMED if ARMS[name].norm in ("", "batch")}
     assert {name: len(batch_norms(wrn(name))) for name in sorted(batch)} == expected
     assert batch_norms(wrn("batch_norm_logits")) == ["norm_logits"]
@@ -462,7 +463,7 @@ def test_moving_noise_shifts_features_by_step_and_examples_a_little():
     x = torch.zeros(2000, 30)
     first, second = noise(x), noise(x)
     spread = first.mean(0)
-    assert spread.abs().max() < 0.51 and spread.std() > 0.2  # mu ~ U(-0.5, 0.5): sd 0.29
+    assert 0.7 < spread.abs().max() < 0.76 and spread.std() > 0.35  # mu ~ U(-0.75, 0.75): sd 0.43
     assert not torch.allclose(spread, second.mean(0), atol=0.05)
     assert float((first - spread).abs().max()) < 0.11
     scale = (noise(torch.full((2000, 30), 100.0)).mean(0)) / 100

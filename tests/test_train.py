@@ -89,12 +89,12 @@ def test_a_configuration_that_makes_no_sense_is_bad_input(wrong, said):
 
 
 def test_runs_share_a_bundle_when_they_differ_in_seed_and_learning_rate_only():
-    assert replace(TINY, seed=(3, 4), lr=0.5).bundle() == TINY.bundle()
+    assert replace(TINY, seed=(3, 4), lr=0.5).kind() == TINY.kind()
     others = {"arm": "none", "depth": 16, "width": 0.5, "n_train": 41, "augment": True, "batch_size": 9, "steps": 4,
               "momentum": 0.8, "weight_decay": 0.0, "dropout": 0.1, "precision": "bf16", "evaluate": ("test",),
               "schedule": "constant", "norm": "torch.nn", "model": "mlp", "activation": "sigmoid"}  # fmt: skip
     for field, value in others.items():
-        assert replace(TINY, **{field: value}).bundle() != TINY.bundle(), field
+        assert replace(TINY, **{field: value}).kind() != TINY.kind(), field
 
 
 def test_runs_of_different_kinds_in_one_bundle_are_bad_input():
@@ -604,20 +604,23 @@ def test_an_arm_with_residual_parts_or_dropout_in_a_block_is_bad_input_for_other
         Config("batch_norm", model=kind, steps=1, dropout=0.1, dropout_at="before_norm")
 
 
-def test_adam_is_torchs_adam_and_its_runs_share_a_learning_rate():
-    ours, theirs = grown("batch_norm", (0,), "mlp"), grown("batch_norm", (0,), "mlp")
-    reference, adam = torch.optim.Adam(theirs.parameters(), lr=0.01), train.Adam(ours, 0.01)
+def test_adam_is_torchs_adam_for_each_run_at_its_own_learning_rate():
+    rates = (0.01, 0.002)
+    ours = grown("batch_norm", (0, 1), "mlp")
+    adam = train.Adam(ours, rates)
+    alone = [grown("batch_norm", (m,), "mlp") for m in (0, 1)]
+    references = [torch.optim.Adam(net.parameters(), lr=lr) for net, lr in zip(alone, rates, strict=True)]
     for step in range(4):
-        for group in reference.param_groups:
-            group["lr"] = 0.01 * 0.5**step
-        reference.zero_grad()
-        losses_of(theirs, [0], step).sum().backward()
-        reference.step()
-        adam.step(losses_of(ours, [0], step), 0.5**step)
-    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
-        assert torch.allclose(p, q, rtol=1e-10, atol=1e-12)
-    one = replace(TINY, optimizer="adam", lr=0.1)
-    assert one.bundle() != replace(one, lr=0.2).bundle() and one.kind() == replace(one, lr=0.2).kind()
+        adam.step(losses_of(ours, [0, 1], step), 0.5**step)
+        for m, (net, reference) in enumerate(zip(alone, references, strict=True)):
+            reference.param_groups[0]["lr"] = rates[m] * 0.5**step
+            reference.zero_grad()
+            losses_of(net, [m], step).sum().backward()
+            reference.step()
+    for m, net in enumerate(alone):
+        # a bias before a batch norm has a gradient of rounding alone, which Adam enlarges
+        for p, q in zip(ours.parameters(), net.parameters(), strict=True):
+            assert torch.allclose(p.view(2, *q.shape)[m], q, rtol=1e-10, atol=1e-9)
 
 
 FROZEN = replace(TINY, weight_decay=0.0)

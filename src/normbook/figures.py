@@ -24,9 +24,23 @@ COLORS = {
     "fixup": "#CC79A7",
     "batch_norm_last": "#56B4E9",
     "layer_norm": "#E69F00",
+    "instance_norm": "#882255",
+    "group_norm": "#999933",
+    "rms_norm": "#8C510A",
+    "weight_norm": "#332288",
+    "batch_norm_all": "#56B4E9",
+    "batch_norm_noisy": "#7B3294",
+    "noisy": "#999999",
+    "dropout_before_norm": "#117733",
+    "dropout_before_conv": "#AA4499",
+    "dropout_after": "#44AA99",
+    "uout": "#661100",
     "theory": "#000000",
 }
-MARKERS = {"batch_norm": "o", "none": "s", "skipinit": "^", "divide_sqrt2": "D", "fixup": "v", "batch_norm_last": "P"}
+MARKERS = {
+    "batch_norm": "o", "none": "s", "skipinit": "^", "divide_sqrt2": "D", "fixup": "v", "batch_norm_last": "P",
+    "batch_norm_noisy": "X", "noisy": "d", "layer_norm": "h", "rms_norm": "<", "batch_norm_all": "P",
+}  # fmt: skip
 LABELS = {
     "batch_norm": "batch norm",
     "none": "no normalization",
@@ -42,6 +56,16 @@ LABELS = {
     "fixup_zero_last": "Fixup: zero last layer only",
     "fixup_depth_scale": "Fixup: depth scaling only",
     "batch_norm_logits": "batch norm on the logits only",
+    "batch_norm_noisy": "noisy batch norm",
+    "noisy": "noise, no normalization",
+    "batch_norm_all": "batch norm, logits too",
+    "layer_norm": "layer norm",
+    "layer_norm_simple": "layer norm, γ = 1, β = 0",
+    "layer_norm_detached": "layer norm, μ and σ detached",
+    "rms_norm": "RMS norm",
+    "instance_norm": "instance norm",
+    "group_norm": "group norm",
+    "weight_norm": "weight norm",
 }
 DPI = 160  # sharp on a retina screen at the size it is shown
 

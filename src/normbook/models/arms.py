@@ -15,6 +15,7 @@ class Arm:
     gamma and beta. ``noisy``: after each norm (or in its place) the moving noise of Santurkar et al. 2018, section 2.1.
     ``norm_features`` and ``norm_logits`` put a batch norm behind the last block and behind the classifier.
     ``ghost_batch_size`` is the number of examples whose statistics batch norm shares (None: the whole batch).
+    ``borrowed_noise``: batch norm over the whole batch, with the noise of ghost batches of that size (`BorrowedNoise`).
 
     A residual block computes ``(skip(x) + alpha * f(x)) / divide`` with f = ReLU-Conv-ReLU-Conv (norm before each
     ReLU). ``alpha`` is SkipInit's learnable scalar (De & Smith 2020, section 3), a number or ``"1/sqrt(d)"`` with d the
@@ -33,6 +34,7 @@ class Arm:
     norm_logits: bool = False
     norm_features: bool = False
     ghost_batch_size: int | None = None
+    borrowed_noise: bool = False
     skip: bool = True
     alpha: float | str | None = None
     alpha_learned: bool = True
@@ -72,6 +74,7 @@ ARMS = {
     "batch_norm_all": Arm(norm="batch", norm_features=True, norm_logits=True),
     "batch_norm_no_affine": Arm(norm="batch", norm_features=True, affine=False),
     "batch_norm_noisy": Arm(norm="batch", norm_features=True, noisy=True),
+    "batch_norm_borrowed": Arm(norm="batch", norm_features=True, borrowed_noise=True),
     "noisy": Arm(noisy=True),
     "layer_norm": Arm(norm="layer"),
     "layer_norm_simple": Arm(norm="layer", affine=False),

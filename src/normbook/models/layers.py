@@ -90,14 +90,14 @@ class Dropout(Random):
 class MovingNoise(Random):
     """Noise whose mean and scale are drawn anew at each step, per feature (Santurkar et al. 2018, section 2.1).
 
-    At each step and for each feature mu ~ U(-0.5, 0.5) and sigma ~ U(1, 1.25); for each example m ~ U(mu - 0.1, mu +
-    0.1) and s ~ U(sigma - 0.1, sigma + 0.1); the output is s x + m. In training only.
+    At each step and for each feature mu ~ U(-0.75, 0.75) and sigma ~ U(1, 1.25); for each example m ~ U(mu - 0.1, mu +
+    0.1) and s ~ U(sigma - 0.1, sigma + 0.1); the output is s x + m. In training only. The paper has mu ~ U(-0.5, 0.5).
     """
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
-        mu, sigma = self.uniform(x, per_example=False) - 0.5, 1 + 0.25 * self.uniform(x, per_example=False)
+        mu, sigma = 1.5 * self.uniform(x, per_example=False) - 0.75, 1 + 0.25 * self.uniform(x, per_example=False)
         m, s = mu + 0.2 * self.uniform(x) - 0.1, sigma + 0.2 * self.uniform(x) - 0.1
         return s * x + m
 
@@ -146,6 +146,44 @@ class Ghosts(nn.Module):
         return torch.cat([self.norm(part) for part in parts])
 
 
+class BorrowedNoise(Random):
+    """Batch norm over the whole batch, with the noise that statistics of ghost batches of ``size`` examples have.
+
+    ``norm`` has no gamma and beta. In training each ghost batch is shifted and scaled by how far mean and standard
+    deviation of *another* ghost batch of the same step lie from those of the batch. So the noise has the spread and the
+    correlations of ghost batch norm's, but no example is normalized with its own ghost batch, and no gradient passes
+    through the noise. The running statistics are those of whole batches.
+    """
+
+    def __init__(self, norm: nn.Module, features: int, members: int, size: int) -> None:
+        super().__init__()
+        self.norm, self.members, self.size = norm, members, size
+        self.weight, self.bias = nn.Parameter(torch.ones(features)), nn.Parameter(torch.zeros(features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        if self.training and len(y) > self.size:
+            y = self._disturb(y)
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        return y * self.weight.view(shape) + self.bias.view(shape)
+
+    def _disturb(self, y: Tensor) -> Tensor:
+        ghosts = y.unflatten(0, (-1, self.size))
+        dims, count = (1, *range(3, ghosts.dim())), len(ghosts)
+        known = ghosts.detach()
+        mean = known.mean(dims, keepdim=True)
+        var = (known - mean).square().mean(dims, keepdim=True)
+        # one shift a run, never 0: ghost i takes the statistics of ghost i + shift
+        shift = 1 + (self.uniform(y.new_empty(1, self.members)) * (count - 1)).long()
+        other = (torch.arange(count, device=y.device)[:, None] + shift) % count
+
+        def of_other(t: Tensor) -> Tensor:
+            per_run = t.reshape(count, self.members, -1)
+            return per_run.gather(0, other[:, :, None].expand_as(per_run)).reshape(t.shape)
+
+        return ((ghosts - of_other(mean)) * (of_other(var) + 1e-5).rsqrt()).flatten(0, 1)
+
+
 def norm_layer(arm: Arm, channels: int, members: int, norms: ModuleType, dims: int) -> list[nn.Module]:
     """The norm (and noise) that ``arm`` puts before a nonlinearity on [batch, M * channels] or, dims = 4, on images.
 
@@ -158,7 +196,7 @@ def norm_layer(arm: Arm, channels: int, members: int, norms: ModuleType, dims: i
         case "":
             return noise
         case "batch":
-            return [batch_norm(arm, features, norms, dims), *noise]
+            return [batch_norm(arm, features, norms, dims, members), *noise]
         case "layer" if dims == 4:
             return [norms.GroupNorm(members, features, affine=arm.affine), *noise]
         case kind if dims == 4:
@@ -172,11 +210,13 @@ def norm_layer(arm: Arm, channels: int, members: int, norms: ModuleType, dims: i
     return [PerExample(norm, channels, members, arm.affine, arm.affine and arm.norm != "rms"), *noise]
 
 
-def batch_norm(arm: Arm, features: int, norms: ModuleType, dims: int) -> nn.Module:
-    """Batch norm of the namespace, over ghost batches where the arm asks for them."""
+def batch_norm(arm: Arm, features: int, norms: ModuleType, dims: int, members: int = 1) -> nn.Module:
+    """Batch norm of the namespace, over ghost batches (or with their noise) where the arm asks for them."""
     name = "BatchNorm1d" if dims == 2 else "BatchNorm2d"
     if arm.ghost_batch_size is None:
         return getattr(norms, name)(features, affine=arm.affine)
+    if arm.borrowed_noise:
+        return BorrowedNoise(getattr(norms, name)(features, affine=False), features, members, arm.ghost_batch_size)
     ghost = getattr(norms, f"Ghost{name}", None)
     if ghost is not None:
         return ghost(features, ghost_batch_size=arm.ghost_batch_size, affine=arm.affine)

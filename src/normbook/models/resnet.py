@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import ModuleType
 
 import torch.nn.functional as F
@@ -86,8 +87,7 @@ class WideResNet(nn.Module):
                 blocks.append(ResidualBlock(inputs, outputs, stride, arm, 3 * per_stage, members, norms))
                 inputs = outputs
         self.blocks = nn.Sequential(*blocks)
-        features = Arm(norm="batch", affine=arm.affine, noisy=arm.noisy, ghost_batch_size=arm.ghost_batch_size)
-        kind = features if arm.norm_features else arm
+        kind = replace(arm, norm="batch") if arm.norm_features else arm
         head: list[nn.Module] = norm_layer(kind, inputs, members, norms, 4)
         head += [Plus(members, 0.0)] if arm.biases else []
         self.head = nn.Sequential(*head, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())

@@ -95,12 +95,8 @@ class Config:
         if self.trainable != "all" and self.weight_decay:
             raise InputError("weight decay would also move the weights that are not trained: set weight_decay=0")
 
-    def bundle(self) -> Config:
-        """What runs must share to be trained in one batch: all but seed and learning rate (with Adam, but seed)."""
-        return replace(self, seed=(0, 0), lr=self.lr if self.optimizer == "adam" else None)
-
     def kind(self) -> Config:
-        """The run without its seed and learning rate: what a learning rate is chosen for."""
+        """The run without seed and learning rate: what a rate is chosen for, and what runs side by side must share."""
         return replace(self, seed=(0, 0), lr=None)
 
     def arm_parts(self) -> models.Arm:

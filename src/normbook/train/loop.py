@@ -108,7 +108,7 @@ class Training:
     def __init__(self, configs: Sequence[Config], device: str = "cpu") -> None:
         self.configs, self.config, self.device = list(configs), configs[0], device
         config = self.config
-        if len({c.bundle() for c in configs}) != 1:
+        if len({c.kind() for c in configs}) != 1:
             raise InputError("runs trained side by side may differ in seed and learning rate only")
         lrs = [c.lr for c in configs if c.lr is not None]
         if len(lrs) != len(configs):
@@ -126,7 +126,7 @@ class Training:
         self.net = build(configs, self.dataset, device)
         self.net.train()
         self.optimizer = (
-            Adam(self.net, lrs[0])
+            Adam(self.net, lrs)
             if config.optimizer == "adam"
             else SGD(self.net, lrs, config.momentum, config.weight_decay)
         )

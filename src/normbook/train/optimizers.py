@@ -60,23 +60,33 @@ class SGD:
 
 
 class Adam:
-    """``torch.optim.Adam`` over the runs of one network (Kingma & Ba 2015); all have one learning rate."""
+    """``torch.optim.Adam`` (Kingma & Ba 2015, fused) over the runs of one network, each with its own learning rate.
 
-    def __init__(self, net: nn.Module, lr: float) -> None:
-        self.lr = lr
+    Adam's step is a learning rate times a direction that does not depend on it. So the fused step computes the
+    directions of all runs at learning rate 1, and each run goes its own multiple of it.
+    """
+
+    def __init__(self, net: nn.Module, lrs: Sequence[float]) -> None:
         self.parameters: list[Tensor] = [p for p in net.parameters() if p.requires_grad]
+        each = torch.tensor(lrs, dtype=torch.float64)
+        per_row = [each.repeat_interleave(len(p) // len(lrs)) for p in self.parameters]
+        self.lrs = [lr.view(-1, *[1] * (p.dim() - 1)).to(p) for p, lr in zip(self.parameters, per_row, strict=True)]
+        self.directions = [torch.zeros_like(p) for p in self.parameters]
         self.averages = [torch.zeros_like(p) for p in self.parameters]
         self.squares = [torch.zeros_like(p) for p in self.parameters]
-        self.steps = [torch.zeros(()) for _ in self.parameters]
+        self.steps = [torch.zeros((), device=p.device) for p in self.parameters]
 
     def step(self, losses: Tensor, scale: float) -> None:
-        """Take one step of all runs down their own ``losses`` [M], at ``scale`` times the learning rate."""
+        """Take one step of all runs down their own ``losses`` [M], at ``scale`` times their learning rates."""
         for p in self.parameters:
             p.grad = None
         losses.sum().backward()
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
         with torch.no_grad():
+            torch._foreach_zero_(self.directions)
             adam(
-                self.parameters, gradients, self.averages, self.squares, [], self.steps, foreach=False, fused=False,
-                amsgrad=False, beta1=0.9, beta2=0.999, lr=self.lr * scale, weight_decay=0.0, eps=1e-8, maximize=False,
+                self.directions, gradients, self.averages, self.squares, [], self.steps, foreach=False, fused=True,
+                amsgrad=False, beta1=0.9, beta2=0.999, lr=1.0, weight_decay=0.0, eps=1e-8, maximize=False,
             )  # fmt: skip
+            for p, direction, lr in zip(self.parameters, self.directions, self.lrs, strict=True):
+                p.addcmul_(direction, lr, value=scale)
