@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help book test unit refresh env lock stability clean
+.PHONY: help book test unit refresh env lock clean
 
 ifdef PYTHON
 PY := $(PYTHON)

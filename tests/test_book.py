@@ -30,6 +30,17 @@ def test_the_card_shows_verdict_estimate_and_interval():
     assert "No runs are recorded at scale cifar and paper yet." in card
 
 
+def test_a_long_card_counts_the_verdicts_and_folds_away_what_is_reproduced():
+    held = {**ROW["scales"]["quick"], "verdict": "reproduced"}
+    rows = [{**ROW, "id": f"XX-{i}", "scales": {**ROW["scales"], "quick": held}} for i in range(2, 15)]
+    card = book.card([*rows, ROW], {})
+    assert "**14 claims at scale quick: 13 reproduced, 1 not reproduced.**" in card
+    before, folded = card.split("````{dropdown} The 13 reproduced claims")
+    assert "XX-1a" in before and "XX-2]" not in before
+    assert all(f"[XX-{i}]" in folded for i in range(2, 15)) and "XX-1a" not in folded
+    assert "dropdown" not in book.card(rows[:12], {})
+
+
 def test_dress_fills_the_card_and_moves_the_text_alternative_to_where_myst_reads_it():
     picture = nbformat.v4.new_output("display_data", {"image/png": "x"}, metadata={"image/png": {"alt": "a line"}})
     code = nbformat.v4.new_code_cell("1")

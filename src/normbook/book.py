@@ -76,23 +76,46 @@ def dress(notebook: nbformat.NotebookNode, rows: list[dict[str, Any]], info: dic
     return notebook
 
 
+CARD_ROWS = 12  # a longer card folds away the claims that are reproduced
+
+
 def card(rows: list[dict[str, Any]], info: dict[str, Any]) -> str:
-    """The claim card: statement, source, and the verdict at each scale with its interval."""
+    """The claim card: statement, source, and the verdict at each scale with its interval.
+
+    Where there are many claims, it counts the verdicts and shows first the claims that are not reproduced or open.
+    """
     recorded = [scale for scale in claims.SCALES if any(row["scales"][scale] for row in rows)]
-    head = ["claim", *recorded, "source"]  # the verdict second: a phone shows two columns
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    for row in rows:
-        found = [_found(row, scale) for scale in recorded]
-        name = f"[{row['id']}]{{.claim-id}}"
-        lines.append(f"| **{name}** {row['statement']} | {' | '.join([*found, row['source']])} |")
+    body = _card_table(rows, recorded)
+    if len(rows) > CARD_ROWS and recorded:
+        found = [[row["scales"][scale]["verdict"] for scale in recorded if row["scales"][scale]] for row in rows]
+        counts = ", ".join(
+            f"{count} {name}" for name in _VERDICTS if (count := sum(each[:1] == [name] for each in found))
+        )
+        holds = [set(each) == {claims.REPRODUCED} for each in found]
+        first = [row for row, held in zip(rows, holds, strict=True) if not held]
+        rest = [row for row, held in zip(rows, holds, strict=True) if held]
+        body = f"**{len(rows)} claims at scale {recorded[0]}: {counts}.**"
+        if first:
+            body += f"\n\n{_card_table(first, recorded)}"
+        if rest:
+            body += f"\n\n````{{dropdown}} The {len(rest)} reproduced claims\n{_card_table(rest, recorded)}\n````"
     seconds = f" It took {info['seconds']:.0f} s" if "seconds" in info else " It ran"
     ran = f"{seconds} on {info.get('cores', '?')} cores of: {info['device']}." if "device" in info else ""
     if "seconds" not in info and "device" in info:
         ran = f" Recorded on: {info['device']}, torch {info['versions']['torch']}."
     none = [scale for scale in claims.SCALES if scale not in recorded]
     missing = f" No runs are recorded at scale {' and '.join(none)} yet." if none else ""
-    body = "\n".join(lines)
     return f'<div class="claim-card">\n\n{body}\n\n</div>\n\n{ran.strip()}{missing}'
+
+
+def _card_table(rows: list[dict[str, Any]], scales: list[str]) -> str:
+    head = ["claim", *scales, "source"]  # the verdict second: a phone shows two columns
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for row in rows:
+        found = [_found(row, scale) for scale in scales]
+        name = f"[{row['id']}]{{.claim-id}}"
+        lines.append(f"| **{name}** {row['statement']} | {' | '.join([*found, row['source']])} |")
+    return "\n".join(lines)
 
 
 def _found(row: dict[str, Any], scale: str) -> str:
