@@ -55,7 +55,7 @@ env: $(ENV)      ## make the environment only
 
 .PHONY: env-given
 env-given:
-	@$(PY) -c 'import importlib, sys; missing = [m for m in ("torch", "jupyter_book", "papermill", "nbval", "pytest") if not importlib.util.find_spec(m)]; missing and sys.exit(f"$(PY) lacks {missing[0]}: install the packages of pyproject.toml with its extras book and test")' || exit 2
+	@$(PY) -c 'import importlib.util, sys; missing = [m for m in ("torch", "jupyter_book", "papermill", "nbval", "pytest") if not importlib.util.find_spec(m)]; missing and sys.exit(f"$(PY) lacks {missing[0]}: install the packages of pyproject.toml with its extras book and test")' || exit 2
 	@$(PY) -c 'import platform, torch, importlib.metadata as m; print("python", platform.python_version(), "torch", torch.__version__, *(f"{p} {m.version(p)}" for p in ("numpy", "scipy", "jupyter-book", "papermill")))'
 
 lock:            ## write requirements.lock anew from pyproject.toml

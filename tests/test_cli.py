@@ -32,10 +32,12 @@ def call(monkeypatch, capsys, *arguments):
         (["run", "5", "--norm", "torch.n"], "cannot be imported"),
         (["run", "5", "--norm", "json"], "has no class 'BatchNorm1d'"),
         (["run", "5", "--data", "digit"], "did you mean 'digits'?"),
+        (["run", "4", "--data", "digit"], "did you mean 'digits'?"),
         (["run", "5", "--seed", "-1"], "seed"),
         (["run", "5", "--seed", "one"], "'one' is not a valid integer"),
         (["run", "5", "--sed", "1"], "--seed"),
         (["run", "5", "--out", "missing/folder"], "does not exist; make it first"),
+        (["run", "5", "--out", "Makefile"], "is not a folder"),
         (["run"], "Missing argument 'CHAPTER'"),
         (["rum", "5"], "No such command 'rum'"),
         (["book", "--build-dir", "Makefile"], "Makefile"),
@@ -116,6 +118,35 @@ def test_a_crashed_chapter_is_exit_code_3(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(chapters, "execute", crash)
     code, _, err = call(monkeypatch, capsys, "run", "5", "--out", str(tmp_path))
     assert code == 3 and "ZeroDivisionError" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (PermissionError(13, "Permission denied", "/out/05_skipinit"), 2, "/out/05_skipinit: Permission denied"),
+        (ZeroDivisionError("division by zero"), 3, "ZeroDivisionError: division by zero"),
+        (KeyboardInterrupt(), 130, "stopped"),
+    ],
+)
+def test_what_goes_wrong_is_one_line_and_never_exit_code_1(error, code, says, monkeypatch, capsys):
+    def fails(_):
+        raise error
+
+    monkeypatch.setattr(claims, "find", fails)
+    found, out, err = call(monkeypatch, capsys, "run", "5")
+    assert found == code and says in err and len(err.strip().splitlines()) == 1 and out == ""
+
+
+def test_the_tiny_scale_gives_no_verdicts_not_even_the_recorded_ones(monkeypatch, capsys, tmp_path):
+    path = claims.find("5")
+    ran = chapters.Executed(path, chapters.read(path).notebook, {})
+    ran.notebook.metadata["normbook"]["scale"] = "tiny"
+    monkeypatch.setattr(chapters, "execute", lambda *_: (tmp_path / path.stem).mkdir() or ran)
+    code, out, err = call(monkeypatch, capsys, "run", "5", "--scale", "tiny", "--json", "--out", str(tmp_path))
+    assert code == 0 and "judges nothing" in err
+    rows = json.loads(out)
+    assert rows and not any(any(row["scales"].values()) for row in rows)
+    assert json.loads((tmp_path / path.stem / "verdicts.json").read_text()) == rows
 
 
 def test_help_names_the_commands(monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -99,3 +100,18 @@ def test_a_missing_prerequisite_gives_one_line_with_the_command_that_installs_it
     assert done.returncode == 2
     assert says in done.stdout and len(done.stdout.splitlines()) == 1
     assert not (tmp_path / ".venv").exists()
+
+
+def test_a_given_environment_is_used_as_it_is_and_named_where_it_lacks_something(tmp_path):
+    def given(python):
+        command = ["make", "-s", "env-given", f"PYTHON={python}"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    good = given(sys.executable)
+    assert good.returncode == 0 and re.search(r"^python 3\S+ torch \d", good.stdout), good.stderr
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')  # no site-packages, so no torch
+    bare.chmod(0o755)
+    lacking = given(bare)
+    assert lacking.returncode == 2 and "lacks torch: install the packages of pyproject.toml" in lacking.stderr
+    assert "Traceback" not in lacking.stderr

@@ -1,6 +1,7 @@
 """The command ``normbook``: a thin face over the rest.
 
-Exit codes: 0 as expected; 1 a verdict differs or a control failed; 2 bad input; 3 a chapter crashed.
+Exit codes: 0 as expected; 1 a verdict differs or a control failed; 2 bad input; 3 a chapter or normbook crashed;
+130 stopped.
 """
 
 from __future__ import annotations
@@ -8,12 +9,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
 import click
 
 from normbook import __version__, chapters, claims, norms, train
+from normbook import data as datasets
 from normbook.errors import InputError, choose
 
 
@@ -32,7 +35,9 @@ def commands() -> None:
 
 @commands.command()
 @click.argument("chapter")
-@click.option("--scale", default="quick", show_default=True, help="quick, cifar or paper")
+@click.option(
+    "--scale", default="quick", show_default=True, help="quick, cifar or paper; tiny tries the code and judges nothing"
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="base seed: none shares a run")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda")
 @click.option("--precision", default="auto", show_default=True, help="auto, fp32 or bf16")
@@ -55,6 +60,8 @@ def run(
     choose("scale", scale, (*claims.SCALES, "tiny"))
     on = train.resolve_device(device)
     train.resolve_precision(precision, scale, on)
+    if data:
+        datasets.load(data)  # not every chapter reads it: say at once what is wrong with it
     sys.path.insert(0, os.getcwd())  # a norm namespace of the user's own may stand beside us
     for path in paths:
         declared = claims.load(path.stem, **parameters)
@@ -67,8 +74,11 @@ def run(
         click.echo(f"{path.stem}: running at scale {scale}, base seed {seed}", err=True)
         executed = chapters.execute(path, folder / path.stem, parameters)
         rows = chapters.listing(path, executed)
+        if not executed.verdicts:  # the recorded verdicts are not of this run
+            rows = [row | {"scales": dict.fromkeys(row["scales"])} for row in rows]
         (folder / path.stem / "verdicts.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-        click.echo(json.dumps(rows, indent=1) if as_json else table(rows, scale))
+        if as_json or executed.verdicts:
+            click.echo(json.dumps(rows, indent=1) if as_json else table(rows, scale))
         worst = max(worst, _compare(rows, scale, executed))
     return worst
 
@@ -85,7 +95,8 @@ def _compare(rows: list[dict[str, Any]], scale: str, executed: chapters.Executed
             click.echo(f"{row['id']}: {found['verdict']}, expected {found['expected']}", err=True)
             differs = 1
         if not executed.verdicts[row["id"]].control_holds:
-            click.echo(f"{row['id']}: its control failed ({found['control_verdict']})", err=True)
+            what = "planted effect" if found["verdict"] == claims.NOT_REPRODUCED else "negative control"
+            click.echo(f"{row['id']}: its {what} failed ({found['control_verdict']})", err=True)
             differs = 1
     if not differs:
         click.echo("all verdicts as expected, all controls hold", err=True)
@@ -100,7 +111,8 @@ def _folder(out: Path | None) -> Path:
         except OSError as error:
             raise InputError(f"cannot make the folder {folder}: {error.strerror}; name another with --out") from None
     if not folder.is_dir():
-        raise InputError(f"the output folder {folder} does not exist; make it first")
+        what = "is not a folder" if folder.exists() else "does not exist; make it first"
+        raise InputError(f"the output folder {folder} {what}")
     if not os.access(folder, os.W_OK):
         raise InputError(f"the output folder {folder} is read-only")
     return folder.resolve()
@@ -193,8 +205,15 @@ def main() -> None:
         click.echo(f"normbook: chapter crashed: {error}", err=True)
         sys.exit(3)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("normbook: stopped; finished runs are kept", err=True)
+        click.echo("normbook: stopped", err=True)
         sys.exit(130)
+    except OSError as error:  # a folder that cannot be written, a full disk
+        click.echo(f"normbook: {error.filename or ''}: {error.strerror or error}", err=True)
+        sys.exit(2)
+    except Exception as error:  # never exit code 1, which says that a verdict differs
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        click.echo(f"normbook: crashed at {place.filename}:{place.lineno}: {type(error).__name__}: {error}", err=True)
+        sys.exit(3)
 
 
 if __name__ == "__main__":
