@@ -7,6 +7,7 @@ Exit codes: 0 as expected; 1 a verdict differs or a control failed; 2 bad input;
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import traceback
@@ -205,6 +206,7 @@ def main() -> None:
         click.echo(f"normbook: chapter crashed: {error}", err=True)
         sys.exit(3)
     except (click.Abort, KeyboardInterrupt):
+        logging.getLogger("asyncio").disabled = True  # it would report the notebook's task that ended with us
         click.echo("normbook: stopped", err=True)
         sys.exit(130)
     except OSError as error:  # a folder that cannot be written, a full disk
