@@ -92,6 +92,7 @@ def test_every_figure_says_what_it_shows(slug):
     for output in pictures:
         assert len(output["metadata"]["image/png"]["alt"]) > 60
     assert max(len(o["data"]["image/png"]) for o in pictures) < 350_000  # base64 characters
+    assert sum(len(o["data"]["image/png"]) for o in pictures) < 1_400_000
 
 
 @pytest.mark.parametrize("slug", SLUGS)
