@@ -12,7 +12,7 @@ from typing import Any
 
 import nbformat
 
-from normbook import chapters, claims
+from normbook import chapters, claims, stability
 from normbook.chapters import Executed
 from normbook.claims import number, region_text
 from normbook.errors import InputError
@@ -48,14 +48,19 @@ def stage(executed: Sequence[Executed], folder: Path) -> None:
     for slug, chapter in zip(claims.chapters(), executed, strict=True):
         found = chapters.listing(claims.find(slug), chapter)
         rows += found
-        dressed = dress(chapter.notebook, found, chapter.info)
+        agreement = stability.summary(int(slug[:2]), chapters.stamp(claims.find(slug)))
+        dressed = dress(chapter.notebook, found, chapter.info, agreement)
         nbformat.write(dressed, folder / "notebooks" / f"{slug}.ipynb")
     (folder / "book" / "scoreboard.md").write_text(scoreboard(rows), encoding="utf-8")
     (folder / "book" / "status.md").write_text(status(executed), encoding="utf-8")
 
 
-def dress(notebook: nbformat.NotebookNode, rows: list[dict[str, Any]], info: dict[str, Any]) -> nbformat.NotebookNode:
+def dress(
+    notebook: nbformat.NotebookNode, rows: list[dict[str, Any]], info: dict[str, Any], agreement: str = ""
+) -> nbformat.NotebookNode:
     """A copy of an executed chapter for its page: claim card, freshness line, text alternatives of the figures.
+
+    ``agreement`` says on the card how far other passes agree with these verdicts.
 
     Raises:
         InputError: the notebook has no cell for the claim card.
@@ -65,7 +70,7 @@ def dress(notebook: nbformat.NotebookNode, rows: list[dict[str, Any]], info: dic
     cards = [cell for cell in notebook.cells if cell.cell_type == "markdown" and CARD in cell.source]
     if len(cards) != 1:
         raise InputError(f"a chapter needs exactly one Markdown cell with {CARD}, not {len(cards)}")
-    cards[0].source = cards[0].source.split(CARD)[0] + CARD + "\n\n" + card(rows, info)
+    cards[0].source = cards[0].source.split(CARD)[0] + CARD + "\n\n" + card(rows, info, agreement)
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             output.get("data", {}).pop(claims.MIME, None)  # for programs, not for the page
@@ -79,7 +84,7 @@ def dress(notebook: nbformat.NotebookNode, rows: list[dict[str, Any]], info: dic
 CARD_ROWS = 12  # a longer card folds away the claims that are reproduced
 
 
-def card(rows: list[dict[str, Any]], info: dict[str, Any]) -> str:
+def card(rows: list[dict[str, Any]], info: dict[str, Any], agreement: str = "") -> str:
     """The claim card: statement, source, and the verdict at each scale with its interval.
 
     Where there are many claims, it counts the verdicts and shows first the claims that are not reproduced or open.
@@ -105,7 +110,8 @@ def card(rows: list[dict[str, Any]], info: dict[str, Any]) -> str:
         ran = f" Recorded on: {info['device']}, torch {info['versions']['torch']}."
     none = [scale for scale in claims.SCALES if scale not in recorded]
     missing = f" No runs are recorded at scale {' and '.join(none)} yet." if none else ""
-    return f'<div class="claim-card">\n\n{body}\n\n</div>\n\n{ran.strip()}{missing}'
+    lines = [line for line in (f"{ran.strip()}{missing}", agreement) if line]
+    return "\n\n".join([f'<div class="claim-card">\n\n{body}\n\n</div>', *lines])
 
 
 def _card_table(rows: list[dict[str, Any]], scales: list[str]) -> str:

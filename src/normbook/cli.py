@@ -187,6 +187,30 @@ def refresh(chapter: str) -> int:
     return 0
 
 
+@commands.command("stability")
+@click.argument("chapter", default="all")
+@click.option("--show", is_flag=True, help="run nothing, print what is recorded")
+def run_stability(chapter: str, show: bool) -> int:
+    """Run chapters again with other base seeds, in bf16, on one core and without AVX-512, and print how far the
+    verdicts agree. What is recorded by this very code is not run again: stop it at any moment."""
+    from normbook import stability
+
+    paths = list(claims.chapters().values()) if chapter == "all" else [claims.find(chapter)]
+    flips = 0
+    for path in paths:
+        number, stamp = int(path.stem[:2]), chapters.stamp(path)
+        todo = [] if show else stability.missing(number, stamp)
+        for i, (way, seed) in enumerate(todo):
+            click.echo(f"{path.stem}: {way}, base seed {seed} ({i + 1} of {len(todo)})", err=True)
+            try:
+                stability.run(path.stem, way, seed)
+            except InputError as error:  # this machine has no bf16, or cannot bind a process to a core
+                click.echo(f"{path.stem}: not run {way}: {error}", err=True)
+        click.echo(f"{path.stem}: {stability.summary(number, stamp) or 'no passes recorded'}")
+        flips += sum(one.flips for one in stability.agreement(number))
+    return 1 if flips else 0
+
+
 def main() -> None:
     """Run the command line; every error a user can make is one line on stderr and exit code 2."""
     try:

@@ -1,0 +1,183 @@
+"""How stable the verdicts are: chapters run again with other base seeds and in other ways, and how far they agree."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from normbook import chapters, claims
+from normbook.chapters import Executed
+from normbook.claims import NOT_REPRODUCED, REPRODUCED, Verdict
+from normbook.errors import InputError
+
+AGREE = 0.95  # a claim whose verdict agrees less often is named
+SHIPPED, BF16, ONE_CORE, AVX2 = "as shipped", "bf16", "one core", "avx2"
+# How many base seeds, from 0, each way to compute is passed through with.
+SEEDS = {SHIPPED: 20, BF16: 3, ONE_CORE: 3, AVX2: 3}
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass through a chapter: how and with which base seed it was computed, by which code, and its verdicts."""
+
+    way: str
+    seed: int
+    stamp: str
+    device: str
+    torch: str
+    seconds: float
+    verdicts: dict[str, Verdict]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """One claim over all passes: how often its verdict was the committed one, whether it flips, controls that failed.
+
+    To flip is to be reproduced in one pass and not reproduced in another.
+    """
+
+    id: str
+    expected: str
+    share: float
+    flips: bool
+    failed_controls: int
+    passes: int
+
+    @property
+    def stable(self) -> bool:
+        return self.share >= AGREE and not self.flips and not self.failed_controls
+
+    def __str__(self) -> str:
+        parts = [f"{self.id} {self.expected} in {self.share:.0%}"]
+        parts += ["flips"] if self.flips else []
+        parts += [f"control failed in {self.failed_controls}"] if self.failed_controls else []
+        return ", ".join(parts)
+
+
+def path_of(number: int) -> Path:
+    """Where the passes of a chapter are kept."""
+    return claims.ROOT / "results" / "stability" / f"{number:02}.json"
+
+
+def read(number: int) -> list[Pass]:
+    """The passes kept of a chapter; none where there is no file.
+
+    Raises:
+        InputError: the file is not what this version writes.
+    """
+    path = path_of(number)
+    if not path.exists():
+        return []
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))["passes"]
+        found = [one | {"verdicts": {key: Verdict(*v) for key, v in one["verdicts"].items()}} for one in kept]
+        return [Pass(**one) for one in found]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: not a file of passes ({error}); restore it with git, or delete it") from None
+
+
+def write(number: int, passes: Sequence[Pass]) -> None:
+    """Write the passes of a chapter, a line each; the old file stays whole until the new one is."""
+    path = path_of(number)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    order = {way: i for i, way in enumerate(SEEDS)}
+    lines = []
+    for one in sorted(passes, key=lambda p: (order.get(p.way, len(order)), p.seed)):
+        # six digits: enough to see how far an estimate stands from its region's edge
+        found = {
+            key: [v.verdict, *(float(f"{x:.6g}") for x in (v.estimate, v.ci_low, v.ci_high)), v.n, v.control_verdict]
+            for key, v in one.verdicts.items()
+        }
+        lines.append(json.dumps({**vars(one), "verdicts": found}))
+    text = f'{{"chapter": {number}, "passes": [\n' + ",\n".join(lines) + "\n]}\n"
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def keep(number: int, way: str, seed: int, executed: Executed) -> None:
+    """Add a pass to the kept ones, in place of an older one of the same way and seed."""
+    info = executed.info
+    new = Pass(way, seed, info["stamp"], info["device"], info["versions"]["torch"], info["seconds"], executed.verdicts)
+    write(number, [one for one in read(number) if (one.way, one.seed) != (way, seed)] + [new])
+
+
+def missing(number: int, stamp: str) -> list[tuple[str, int]]:
+    """The passes (way, base seed) that are not there or that other code computed."""
+    there = {(one.way, one.seed) for one in read(number) if one.stamp == stamp}
+    return [(way, seed) for way, n in SEEDS.items() for seed in range(n) if (way, seed) not in there]
+
+
+def run(slug: str, way: str, seed: int) -> None:
+    """Run a chapter at scale quick in this way and keep the pass.
+
+    Raises:
+        InputError: this machine cannot compute in this way.
+        chapters.ChapterCrashed: the chapter raised an error.
+    """
+    parameters: dict[str, Any] = {"seed": seed, **({"precision": "bf16"} if way == BF16 else {})}
+    with tempfile.TemporaryDirectory(prefix="normbook-") as folder, computing(way):
+        executed = chapters.execute(claims.find(slug), Path(folder), parameters)
+    keep(int(slug[:2]), way, seed, executed)
+
+
+@contextlib.contextmanager
+def computing(way: str) -> Iterator[None]:
+    """Within, a kernel that is started computes in this way: on one core, so one thread, or without AVX-512."""
+    variables = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"} if way == AVX2 else {}
+    old = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    cores = os.sched_getaffinity(0) if way == ONE_CORE and hasattr(os, "sched_setaffinity") else None
+    if way == ONE_CORE and cores is None:
+        raise InputError("one core: this system cannot bind a process to a core")
+    try:
+        if cores is not None:
+            os.sched_setaffinity(0, {min(cores)})
+        yield
+    finally:
+        if cores is not None:
+            os.sched_setaffinity(0, cores)
+        for name, value in old.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def agreement(number: int) -> list[Agreement]:
+    """How far the passes of a chapter agree with its committed verdicts, a claim each; none without passes."""
+    passes = read(number)
+    expected = (chapters.committed("quick", number) or {"verdicts": {}})["verdicts"]
+    found = []
+    for key, verdict in expected.items():
+        each = [one.verdicts[key] for one in passes if key in one.verdicts]
+        if each:
+            kinds = {v.verdict for v in each}
+            share = sum(v.verdict == verdict.verdict for v in each) / len(each)
+            failed = sum(not v.control_holds for v in each)
+            found.append(
+                Agreement(key, verdict.verdict, share, {REPRODUCED, NOT_REPRODUCED} <= kinds, failed, len(each))
+            )
+    return found
+
+
+def summary(number: int, stamp: str) -> str:
+    """One or two sentences for a chapter's page: passes, what is stable, what is not."""
+    passes, found = read(number), agreement(number)
+    if not found:
+        return ""
+    current = sum(one.stamp == stamp for one in passes)
+    ways = [f"{sum(one.way == way for one in passes)} {way}" for way in SEEDS if any(o.way == way for o in passes)]
+    unstable = [one for one in found if not one.stable]
+    code = "all with this code" if current == len(passes) else f"{current} of them with this very code"
+    text = f"Run again in {len(passes)} passes ({', '.join(ways)}; {code}): "
+    text += f"{len(found) - len(unstable)} of {len(found)} verdicts agree in {AGREE:.0%} or more of them."
+    if unstable:
+        text += f" The others: {'; '.join(map(str, unstable))}."
+    return text

@@ -1,0 +1,118 @@
+"""normbook.stability: passes are kept whole, found missing when code changes, and every disagreement is counted."""
+
+import json
+import os
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+from normbook import chapters, claims, stability
+from normbook.claims import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, Verdict
+from normbook.errors import InputError
+
+
+def verdict(kind, control=None):
+    return Verdict(kind, 1.0, 0.5, 1.5, 6, control or (REPRODUCED if kind == NOT_REPRODUCED else NOT_REPRODUCED))
+
+
+def one(seed, way=stability.SHIPPED, stamp="now", **verdicts):
+    return stability.Pass(way, seed, stamp, "a processor", "2.15", 12.5, verdicts)
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A checkout with a chapter whose committed verdicts are A and B reproduced."""
+    monkeypatch.setattr(claims, "ROOT", tmp_path)
+    path = chapters.committed_path("quick", 5)
+    path.parent.mkdir(parents=True)
+    committed = {key: vars(verdict(REPRODUCED)) for key in "AB"}
+    path.write_text(json.dumps({"stamp": "now", "verdicts": committed}))
+    (tmp_path / "notebooks").mkdir()
+    return tmp_path
+
+
+def test_what_is_written_is_read_again_in_order(root):
+    passes = [one(0, stability.AVX2, A=verdict(INCONCLUSIVE)), one(1, A=verdict(REPRODUCED)), one(0)]
+    stability.write(5, passes)
+    assert stability.read(5) == [passes[2], passes[1], passes[0]]
+    assert stability.read(4) == []
+    assert [p.name for p in stability.path_of(5).parent.iterdir()] == ["05.json"]
+
+
+def test_a_damaged_file_is_named(root):
+    stability.write(5, [one(0)])
+    path = stability.path_of(5)
+    for text in ("{", '{"passes": [{"way": "as shipped"}]}', "[]", path.read_text().replace('"seed"', '"sead"')):
+        path.write_text(text)
+        with pytest.raises(InputError, match="05.json: not a file of passes"):
+            stability.read(5)
+
+
+def test_agreement_counts_every_disagreement(root):
+    steady, moved = verdict(REPRODUCED), verdict(INCONCLUSIVE)
+    stability.write(5, [one(i, A=steady, B=steady) for i in range(19)] + [one(19, A=steady, B=moved)])
+    a, b = stability.agreement(5)
+    assert (a.share, a.stable, b.share, b.stable) == (1, True, 0.95, True)
+    stability.write(5, [one(i, A=steady, B=steady) for i in range(9)] + [one(9, A=verdict(NOT_REPRODUCED), B=moved)])
+    a, b = stability.agreement(5)
+    assert a.flips and not a.stable and str(a) == "A reproduced in 90%, flips"
+    assert not b.flips and not b.stable and str(b) == "B reproduced in 90%"
+
+
+def test_one_failed_control_is_not_stable(root):
+    passes = [one(i, A=verdict(REPRODUCED)) for i in range(20)]
+    stability.write(5, [*passes, one(0, stability.AVX2, A=verdict(REPRODUCED, control=INCONCLUSIVE))])
+    (a,) = stability.agreement(5)
+    assert a.share == 1 and not a.stable and str(a).endswith("control failed in 1")
+
+
+def test_passes_of_other_code_are_missing_and_counted_apart(root):
+    stability.write(5, [one(0, A=verdict(REPRODUCED)), one(1, stamp="old", A=verdict(REPRODUCED))])
+    assert (stability.SHIPPED, 0) not in stability.missing(5, "now")
+    assert (stability.SHIPPED, 1) in stability.missing(5, "now")
+    assert len(stability.missing(5, "now")) == sum(stability.SEEDS.values()) - 1 == 28
+    assert "2 passes (2 as shipped; 1 of them with this very code): 1 of 1 verdicts agree" in stability.summary(
+        5, "now"
+    )
+    assert stability.summary(4, "now") == ""
+
+
+def test_a_pass_runs_the_chapter_and_takes_the_place_of_an_older_one(root):
+    source = (
+        "from IPython.display import display\nfrom normbook.claims import MIME\nimport os\n"
+        "v = dict(verdict='reproduced', estimate=float(seed), ci_low=0, ci_high=len(os.sched_getaffinity(0)), n=6, "
+        "control_verdict=os.environ.get('ATEN_CPU_CAPABILITY', 'none') + precision)\n"
+        "display({MIME: {'verdicts': {'A': v}}}, raw=True)"
+    )
+    cells = [
+        nbformat.v4.new_code_cell("seed = 0\nprecision = 'auto'", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(source),
+    ]
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), root / "notebooks" / "05_x.ipynb")
+    stability.write(5, [one(2, stability.AVX2, stamp="old")])
+    for way in (stability.AVX2, stability.BF16, stability.ONE_CORE):
+        stability.run("05_x", way, 2)
+    bf16, core, avx2 = stability.read(5)
+    assert [p.way for p in (bf16, core, avx2)] == [stability.BF16, stability.ONE_CORE, stability.AVX2]
+    assert {p.verdicts["A"].estimate for p in (bf16, core, avx2)} == {2}
+    assert [p.verdicts["A"].control_verdict for p in (bf16, core, avx2)] == ["nonebf16", "noneauto", "avx2auto"]
+    assert core.verdicts["A"].ci_high == 1
+    assert avx2.stamp == chapters.stamp(root / "notebooks" / "05_x.ipynb")
+
+
+def test_afterwards_this_process_computes_as_before():
+    before = (dict(os.environ), os.sched_getaffinity(0))
+    for way in stability.SEEDS:
+        with pytest.raises(KeyError), stability.computing(way):
+            raise KeyError
+    assert (dict(os.environ), os.sched_getaffinity(0)) == before
+
+
+def test_torch_obeys_the_avx2_way():
+    with stability.computing(stability.AVX2):
+        code = "import torch; print(torch.backends.cpu.get_cpu_capability())"
+        shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.strip() in ("AVX2", "DEFAULT", "NO AVX")
