@@ -187,6 +187,27 @@ def refresh(chapter: str) -> int:
     return 0
 
 
+@commands.command()
+@click.option("--norm", required=True, help="your namespace with torch.nn's norm classes")
+@click.argument("parts", nargs=-1)
+def check(norm: str, parts: tuple[str, ...]) -> int:
+    """Check layers of your own: their formulas, then the claims of the chapters with them in place of ours.
+
+    PARTS: `layers` (seconds) or chapters (a minute or two each); without any, everything.
+    """
+    import pytest  # of the extra `test`
+
+    norms.namespace(norm, ())
+    chosen = [claims.find(part).stem for part in parts if part != "layers"]
+    here = Path(__file__).parent / "checks"
+    files = [str(here / "test_layers.py")] if not parts or "layers" in parts else []
+    files += [str(here / "test_chapters.py")] if not parts or chosen else []
+    options = ["-k", " or ".join(["test_layers", *chosen])] if chosen else []
+    quiet = ["-q", "--no-header", "--tb=no", "-rN", "--import-mode=importlib", "-p", "no:cacheprovider"]
+    code = pytest.main([*quiet, "-p", "normbook.checks.plugin", "--norm", norm, *options, *files])
+    return {0: 0, 1: 1}.get(int(code), 3)
+
+
 @commands.command("stability")
 @click.argument("chapter", default="all")
 @click.option("--show", is_flag=True, help="run nothing, print what is recorded")
