@@ -57,20 +57,6 @@ def test_a_chapter_without_a_place_for_its_card_is_refused():
         book.dress(chapter(), [ROW], {})
 
 
-def test_the_scoreboard_counts_verdicts_and_errors_by_chance():
-    page = book.scoreboard([ROW])
-    assert "0 reproduced, 1 not reproduced, 0 inconclusive" in page
-    assert "at most 0.05 of the 1 intervals wrong" in page
-    assert "| 6 | reproduced |" in page
-
-
-def test_the_status_page_says_stale_when_the_code_moved_on(monkeypatch):
-    executed = [chapters.read(path) for path in claims.chapters().values()]
-    assert "stale" not in book.status(executed)
-    monkeypatch.setattr(chapters, "stamp", lambda path: "another")
-    assert book.status(executed).count("**stale**") == len(executed)
-
-
 def test_a_broken_page_turns_the_strict_build_red_and_red_again(tmp_path):
     stage = tmp_path / "stage"
     (stage / "book").mkdir(parents=True)

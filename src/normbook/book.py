@@ -1,4 +1,4 @@
-"""Build the book: stage its sources, fill in what the runs found, write scoreboard and status, call Jupyter Book."""
+"""Build the book: stage its sources, fill in what the runs found, call Jupyter Book."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from typing import Any
 
 import nbformat
 
-from normbook import chapters, claims, stability
+from normbook import chapters, claims, pages, stability
 from normbook.chapters import Executed
-from normbook.claims import number, region_text
 from normbook.errors import InputError
 
 CARD = "<!-- claim card -->"  # marks the Markdown cell that the claim card is written into
@@ -51,8 +50,10 @@ def stage(executed: Sequence[Executed], folder: Path) -> None:
         agreement = stability.summary(int(slug[:2]), chapters.stamp(claims.find(slug)))
         dressed = dress(chapter.notebook, found, chapter.info, agreement)
         nbformat.write(dressed, folder / "notebooks" / f"{slug}.ipynb")
-    (folder / "book" / "scoreboard.md").write_text(scoreboard(rows), encoding="utf-8")
-    (folder / "book" / "status.md").write_text(status(executed), encoding="utf-8")
+    index = folder / "book" / "index.md"
+    index.write_text(pages.fill(index.read_text(encoding="utf-8"), rows), encoding="utf-8")
+    (folder / "book" / "scoreboard.md").write_text(pages.scoreboard(rows), encoding="utf-8")
+    (folder / "book" / "status.md").write_text(pages.status(executed), encoding="utf-8")
 
 
 def dress(
@@ -94,7 +95,7 @@ def card(rows: list[dict[str, Any]], info: dict[str, Any], agreement: str = "") 
     if len(rows) > CARD_ROWS and recorded:
         found = [[row["scales"][scale]["verdict"] for scale in recorded if row["scales"][scale]] for row in rows]
         counts = ", ".join(
-            f"{count} {name}" for name in _VERDICTS if (count := sum(each[:1] == [name] for each in found))
+            f"{count} {name}" for name in pages.VERDICTS if (count := sum(each[:1] == [name] for each in found))
         )
         holds = [set(each) == {claims.REPRODUCED} for each in found]
         first = [row for row, held in zip(rows, holds, strict=True) if not held]
@@ -118,78 +119,11 @@ def _card_table(rows: list[dict[str, Any]], scales: list[str]) -> str:
     head = ["claim", *scales, "source"]  # the verdict second: a phone shows two columns
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for row in rows:
-        found = [_found(row, scale) for scale in scales]
+        judged = [(row, row["scales"][scale]) for scale in scales]
+        found = [pages.badge(row, one) if one else "not run" for row, one in judged]
         name = f"[{row['id']}]{{.claim-id}}"
         lines.append(f"| **{name}** {row['statement']} | {' | '.join([*found, row['source']])} |")
     return "\n".join(lines)
-
-
-def _found(row: dict[str, Any], scale: str) -> str:
-    found = row["scales"][scale]
-    if not found:
-        return "not run"
-    css = found["verdict"].replace(" ", "-")
-    span = "exact" if row["estimator"] == "exact" else f"{number(found['ci_low'])} to {number(found['ci_high'])}"
-    return f"[{found['verdict']}]{{.verdict-{css}}} {number(found['estimate'])} ({span}) {row['unit']}"
-
-
-def scoreboard(rows: list[dict[str, Any]]) -> str:
-    """The page of all claims: verdict, interval, region and control, by chapter."""
-    recorded = [scale for scale in claims.SCALES if any(row["scales"][scale] for row in rows)]
-    judged = [(row, row["scales"][scale]) for row in rows for scale in recorded if row["scales"][scale]]
-    counts = {name: sum(found["verdict"] == name for _, found in judged) for name in _VERDICTS}
-    statistical = [row for row, _ in judged if row["estimator"] != "exact"]
-    chance = sum(1 - row["level"] for row in statistical)
-    lines = [
-        "# Scoreboard",
-        "",
-        f"{len(rows)} claims, judged at scale {', '.join(recorded) or 'none'}: "
-        + ", ".join(f"{count} {name}" for name, count in counts.items())
-        + f". If every claim stood exactly on the edge of its region, chance alone would get at most "
-        f"{number(chance)} of the {len(statistical)} intervals wrong at the levels used.",
-        "",
-        "A control is the same statistic where the claim is false by construction: it must come out *not reproduced*. "
-        "Where a claim is not reproduced, a planted effect must come out *reproduced*. See {doc}`notation`.",
-        "",
-        "| claim | scale, verdict, estimate (interval) | region | paper | n | control | chapter |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    names = {int(slug[:2]): slug for slug in claims.chapters()}
-    for row, found in judged:
-        scale = next(s for s in recorded if row["scales"][s] is found)
-        paper = "" if row["paper_value"] is None else number(row["paper_value"])
-        lines.append(
-            f"| **[{row['id']}]{{.claim-id}}** {row['statement']} | {scale} {_found(row, scale)} "
-            f"| {region_text(tuple(row['region']))} | {paper} | {found['n']} | {found['control_verdict']} "
-            f"| {{doc}}`{row['chapter']} </notebooks/{names[row['chapter']]}>` |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-_VERDICTS = (claims.REPRODUCED, claims.NOT_REPRODUCED, claims.INCONCLUSIVE)
-
-
-def status(executed: Sequence[Executed]) -> str:
-    """The page of runs: per chapter when, where and how long it ran, with which versions, and whether it is current."""
-    lines = [
-        "# Status",
-        "",
-        "What this copy of the book was built from. *Fresh* means that the outputs come from the code shown.",
-        "",
-        "| chapter | started | seconds | slowest cell, seconds | device | torch | state |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for slug, chapter in zip(claims.chapters(), executed, strict=True):
-        info = chapter.info
-        cells = [cell.metadata.get("papermill", {}).get("duration") or 0 for cell in chapter.notebook.cells]
-        fresh = "fresh" if info.get("stamp") == chapters.stamp(claims.find(slug)) else "**stale**"
-        seconds = f"{info['seconds']:.0f}" if "seconds" in info else "not kept"
-        slowest = f"{max(cells):.0f}" if any(cells) else "not kept"
-        lines.append(
-            f"| {{doc}}`{slug} </notebooks/{slug}>` | {info.get('started', 'committed outputs')} | {seconds} "
-            f"| {slowest} | {info.get('device', '')} | {info.get('versions', {}).get('torch', '')} | {fresh} |"
-        )
-    return "\n".join(lines) + "\n"
 
 
 def build(staged: Path, output: Path, strict: bool = False) -> Path:

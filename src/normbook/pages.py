@@ -1,0 +1,206 @@
+"""Pages that are written from verdicts: scoreboard, overview of the index, status; and numbers filled into prose."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from normbook import chapters, claims, stability
+from normbook.chapters import Executed
+from normbook.claims import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, number, region_text
+from normbook.errors import InputError
+
+Row = dict[str, Any]
+VERDICTS = (REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE)
+SIGNS = {REPRODUCED: "✓", NOT_REPRODUCED: "✗", INCONCLUSIVE: "?"}
+WIDTH, HEIGHT = 120, 18  # pixels of an interval's picture
+
+
+def judged(rows: Sequence[Row]) -> list[tuple[Row, str, dict[str, Any]]]:
+    """Every recorded verdict: (claim, scale, what was found)."""
+    return [(row, scale, row["scales"][scale]) for row in rows for scale in claims.SCALES if row["scales"][scale]]
+
+
+def counts(rows: Sequence[Row]) -> dict[str, int]:
+    """How many verdicts of each kind."""
+    return {name: sum(found["verdict"] == name for _, _, found in judged(rows)) for name in VERDICTS}
+
+
+def paper(row: Row) -> str:
+    """The first source of a claim without its figure or section."""
+    return re.split("[,;]", row["source"])[0].strip()
+
+
+def estimate_text(row: Row, found: dict[str, Any]) -> str:
+    """Estimate, interval and unit of a verdict, as tables print them."""
+    span = "exact" if row["estimator"] == "exact" else f"{number(found['ci_low'])} to {number(found['ci_high'])}"
+    return f"{number(found['estimate'])} ({span}) {row['unit']}".strip()
+
+
+def badge(row: Row, found: dict[str, Any]) -> str:
+    """Verdict, estimate, interval and unit as Markdown with the verdict's class."""
+    return f"[{found['verdict']}]{{.verdict-{found['verdict'].replace(' ', '-')}}} {estimate_text(row, found)}"
+
+
+def fill(text: str, rows: Sequence[Row]) -> str:
+    """Put verdicts into a page: ``[[DS-8a]]`` becomes the id, the verdict and the interval at scale quick.
+
+    Raises:
+        InputError: the page names a claim that no chapter has.
+    """
+    known = {row["id"]: row for row in rows}
+
+    def one(match: re.Match[str]) -> str:
+        if match[1] not in known:
+            raise InputError(f"a page names the claim {match[1]}, which no chapter declares")
+        row = known[match[1]]
+        found = row["scales"]["quick"]
+        return f"({row['id']}: {badge(row, found) if found else 'not run'})"
+
+    return re.sub(r"\[\[([\w-]+)\]\]", one, text.replace("<!-- overview -->", overview(rows)))
+
+
+def picture(found: dict[str, Any], region: Sequence[float | None]) -> str:
+    """An interval as a dot and a bar, over its region as a shaded box, in a small SVG."""
+    low, high = region
+    marks = [found["ci_low"], found["ci_high"], *(edge for edge in region if edge is not None)]
+    span = (max(marks) - min(marks)) or abs(marks[0]) or 1.0
+    left, right = min(marks) - 0.15 * span, max(marks) + 0.15 * span
+
+    def x(value: float) -> float:
+        return round((value - left) / (right - left) * WIDTH, 1)
+
+    start, end = 0 if low is None else x(low), WIDTH if high is None else x(high)
+    a, b, dot, middle = x(found["ci_low"]), x(found["ci_high"]), x(found["estimate"]), HEIGHT / 2
+    label = f"interval {number(found['ci_low'])} to {number(found['ci_high'])}, region {region_text((low, high))}"
+    return (
+        f'<svg class="interval" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" role="img" '
+        f'aria-label="{escape(label)}"><rect x="{start}" y="1" width="{round(end - start, 1)}" height="{HEIGHT - 2}"/>'
+        f'<line x1="{a}" y1="{middle}" x2="{b}" y2="{middle}"/><circle cx="{dot}" cy="{middle}" r="3.5"/></svg>'
+    )
+
+
+def overview(rows: Sequence[Row]) -> str:
+    """Every claim as a sign, a line a chapter: the figure of the first page."""
+    slugs = {int(slug[:2]): slug for slug in claims.chapters()}
+    lines = ['<div class="overview" role="list">']
+    for chapter in sorted({row["chapter"] for row in rows}):
+        own = [row for row in rows if row["chapter"] == chapter]
+        found = counts(own)
+        said = ", ".join(f"{n} {name}" for name, n in found.items() if n)
+        order = sorted(judged(own), key=lambda each: VERDICTS.index(each[2]["verdict"]))
+        signs = "".join(
+            f'<span class="sign-{v["verdict"].replace(" ", "-")}" title="{escape(row["id"])}: '
+            f'{escape(row["statement"])}">{SIGNS[v["verdict"]]}</span>'
+            for row, _, v in order
+        )
+        name = claims.load(chapter).title.split(". ", 1)[-1].split(":")[0]
+        lines.append(
+            f'<div role="listitem"><a href="../notebooks/{slugs[chapter]}.html">{chapter}. {escape(name)}</a>'
+            f'<span class="signs" role="img" aria-label="{said}">{signs}</span></div>'
+        )
+    return "\n".join([*lines, "</div>"])
+
+
+def scoreboard(rows: Sequence[Row]) -> str:
+    """The page of all claims: verdict, interval, region and control, sortable and by paper."""
+    found = judged(rows)
+    scales = [scale for scale in claims.SCALES if any(s == scale for _, s, _ in found)]
+    statistical = [row for row, _, _ in found if row["estimator"] != "exact"]
+    chance = sum(1 - row["level"] for row in statistical)
+    lines = [
+        "# Scoreboard",
+        "",
+        f"{len(rows)} claims, judged at scale {', '.join(scales) or 'none'}: "
+        + ", ".join(f"{count} {name}" for name, count in counts(rows).items())
+        + f". If every claim stood exactly on the edge of its region, chance alone would get at most "
+        f"{number(chance)} of the {len(statistical)} intervals wrong at the levels used.",
+        "",
+        "The picture shows the interval as a bar, the estimate as a dot and the region as a shaded box: a bar inside "
+        "the box is *reproduced*, one wholly outside *not reproduced*. A control is the same statistic where the claim "
+        "is false by construction: it must come out *not reproduced*. Where a claim is not reproduced, a planted "
+        "effect must come out *reproduced*. See {doc}`notation`.",
+        "",
+        "## All claims",
+        "",
+        "```{raw} html",
+        '<div id="scoreboard-controls"></div>',
+        '<div class="scoreboard" tabindex="0" role="region" aria-label="All claims">',
+        "<table><thead><tr>",
+        *(f"<th>{name}</th>" for name in COLUMNS),
+        "</tr></thead><tbody>",
+        *(_line(*each) for each in found),
+        "</tbody></table></div>",
+        '<script src="../_static/scoreboard.js" defer></script>',
+        "```",
+        "",
+        "## Paper by paper",
+        "",
+        *_papers(rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+COLUMNS = ("claim", "verdict", "interval", "estimate", "region", "paper", "n", "control", "chapter", "source")
+
+
+def _line(row: Row, scale: str, found: dict[str, Any]) -> str:
+    slugs = {int(slug[:2]): slug for slug in claims.chapters()}
+    css = found["verdict"].replace(" ", "-")
+    page = f"../notebooks/{slugs[row['chapter']]}.html"
+    cells = [
+        f'<span class="claim-id">{escape(row["id"])}</span> {escape(row["statement"])}',
+        f'<span class="verdict-{css}">{found["verdict"]}</span> {scale}',
+        picture(found, row["region"]),
+        escape(estimate_text(row, found)),
+        escape(region_text(tuple(row["region"]))),
+        "" if row["paper_value"] is None else number(row["paper_value"]),
+        str(found["n"]),
+        found["control_verdict"],
+        f'<a href="{page}">{row["chapter"]}</a>',
+        escape(row["source"]),
+    ]
+    data = f'data-verdict="{found["verdict"]}" data-chapter="{row["chapter"]}" data-paper="{escape(paper(row))}"'
+    return f"<tr {data}>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+
+
+def _papers(rows: Sequence[Row]) -> list[str]:
+    """A table: claims and verdicts by their first source, most claims first."""
+    names = sorted({paper(row) for row in rows}, key=lambda name: (-sum(paper(r) == name for r in rows), name))
+    lines = ["| first source | claims | reproduced | not reproduced | inconclusive |", "|---|---|---|---|---|"]
+    for name in names:
+        own = [row for row in rows if paper(row) == name]
+        ids = {kind: [row["id"] for row, _, found in judged(own) if found["verdict"] == kind] for kind in VERDICTS}
+        named = [f"{len(ids[kind])}{': ' + ', '.join(ids[kind]) if ids[kind] else ''}" for kind in VERDICTS[1:]]
+        lines.append(f"| {name} | {len(own)} | {len(ids[REPRODUCED])} | {' | '.join(named)} |")
+    return lines
+
+
+def status(executed: Sequence[Executed]) -> str:
+    """The page of runs: per chapter when, where, how long, with which versions, whether current, and how stable."""
+    lines = [
+        "# Status",
+        "",
+        "What this copy of the book was built from. *Fresh* means that the outputs come from the code shown.",
+        "",
+        "| chapter | started | seconds | slowest cell, seconds | device | torch | state |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    agreements = []
+    for slug, chapter in zip(claims.chapters(), executed, strict=True):
+        info = chapter.info
+        cells = [cell.metadata.get("papermill", {}).get("duration") or 0 for cell in chapter.notebook.cells]
+        stamp = chapters.stamp(claims.find(slug))
+        fresh = "fresh" if info.get("stamp") == stamp else "**stale**"
+        seconds = f"{info['seconds']:.0f}" if "seconds" in info else "not kept"
+        slowest = f"{max(cells):.0f}" if any(cells) else "not kept"
+        link = f"{{doc}}`{slug} </notebooks/{slug}>`"
+        lines.append(
+            f"| {link} | {info.get('started', 'committed outputs')} | {seconds} "
+            f"| {slowest} | {info.get('device', '')} | {info.get('versions', {}).get('torch', '')} | {fresh} |"
+        )
+        agreements.append(f"* {link}: {stability.summary(int(slug[:2]), stamp) or 'no other passes are recorded.'}")
+    agreement = ["", "## Stability", "", "How far verdicts agree when a chapter is run again in other ways.", ""]
+    return "\n".join([*lines, *agreement, *agreements]) + "\n"

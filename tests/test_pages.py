@@ -1,0 +1,127 @@
+"""normbook.pages: numbers on pages come from verdicts, pictures show intervals where they are, nothing is left out."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from normbook import chapters, claims, pages
+from normbook.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+
+
+def row(key="XX-1a", verdict="not reproduced", low=-1.5, high=-0.5, region=(0, None), **changes):
+    found = {
+        "verdict": verdict, "expected": verdict, "estimate": (low + high) / 2, "ci_low": low, "ci_high": high, "n": 6,
+        "control_verdict": "reproduced", "code_current": True,
+    }  # fmt: skip
+    return {
+        "id": key, "chapter": 5, "statement": "One < two & above zero", "source": "Somebody 2020, figure 1",
+        "estimator": "t", "unit": "nats", "region": list(region), "level": 0.95, "paper_value": 0.2, "provenance": "",
+        "scales": {"quick": found, "cifar": None, "paper": None}, **changes,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def all_rows():
+    return [one for path in claims.chapters().values() for one in chapters.listing(path)]
+
+
+class Table(HTMLParser):
+    """The texts of a table's cells, a list a row."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.rows = []
+        self.open = []
+        self.feed(page)
+        assert not self.open, "tags are left open"
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("rect", "line", "circle", "input"):
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_startendtag(self, tag, attrs):
+        assert tag in ("rect", "line", "circle")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "td" in self.open or "th" in self.open:
+            self.rows[-1][-1] += data
+
+
+def test_the_scoreboard_counts_verdicts_and_errors_by_chance():
+    page = pages.scoreboard([row()])
+    assert "0 reproduced, 1 not reproduced, 0 inconclusive" in page
+    assert "at most 0.05 of the 1 intervals wrong" in page
+    assert "| Somebody 2020 | 1 | 0 | 1: XX-1a | 0 |" in page
+
+
+def test_every_claim_is_a_well_formed_line_with_its_numbers(all_rows):
+    html = re.search(r"```\{raw\} html\n(.*?)```", pages.scoreboard(all_rows), re.S)[1]
+    head, *lines = Table(html).rows
+    assert tuple(head) == pages.COLUMNS and len(lines) == len(all_rows) >= 210
+    for line, one in zip(lines, all_rows, strict=True):
+        found = one["scales"]["quick"]
+        assert line[0] == f"{one['id']} {one['statement']}" and line[1] == f"{found['verdict']} quick"
+        assert line[3] == pages.estimate_text(one, found) and line[7] == found["control_verdict"]
+        assert line[8] == str(one["chapter"]) and line[9] == one["source"]
+
+
+def numbers(svg):
+    box = [float(x) for x in re.search(r'<rect x="(.*?)" y="1" width="(.*?)"', svg).groups()]
+    bar = [float(x) for x in re.search(r'x1="(.*?)".*? x2="(.*?)"', svg).groups()]
+    return box[0], box[0] + box[1], *bar
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "region"),
+    [
+        (1, 2, (0.5, None)), (1, 2, (None, 3)), (1, 2, (0.9, 2.1)), (-2, -1, (0, None)), (3, 4, (None, 2)),
+        (-1, 1, (0, None)), (5, 5, (5, None)), (0, 0, (None, 1e-9)), (-0.1, 900, (-1, 1)), (0, 0, (0, None)),
+    ],
+)  # fmt: skip
+def test_the_picture_says_what_the_verdict_says(low, high, region):
+    one = row(low=low, high=high, region=region)["scales"]["quick"]
+    left, right, a, b = numbers(pages.picture(one, region))
+    assert 0 <= a <= b <= pages.WIDTH and 0 <= left <= right <= pages.WIDTH
+    verdict = claims.compare(region, low, high)
+    if verdict == claims.REPRODUCED:
+        assert left <= a and b <= right
+    elif low != high and verdict == claims.NOT_REPRODUCED:
+        assert b <= left or right <= a
+    elif low != high:
+        assert a < left < b or a < right < b
+
+
+def test_pages_are_filled_with_verdicts_and_unknown_claims_are_refused():
+    text = pages.fill("so it is [[XX-1a]].", [row()])
+    assert text == "so it is (XX-1a: [not reproduced]{.verdict-not-reproduced} -1 (-1.5 to -0.5) nats)."
+    with pytest.raises(InputError, match="XX-2, which no chapter declares"):
+        pages.fill("[[XX-2]]", [row()])
+
+
+def test_the_index_refutes_what_is_refuted_and_shows_every_claim(all_rows):
+    text = (ROOT / "book" / "index.md").read_text()
+    verdicts = {one["id"]: one["scales"]["quick"]["verdict"] for one in all_rows}
+    for sentence in re.split(r"(?<=\]\])[.;,]", text):
+        for key in re.findall(r"\[\[([\w-]+)\]\]", sentence):
+            expected = claims.NOT_REPRODUCED if "refuted" in sentence else claims.REPRODUCED
+            assert verdicts[key] == expected, f"the first page is wrong about {key}"
+    signs = re.findall(r'<span class="sign-([\w-]+)"', pages.fill(text, all_rows))
+    assert sorted(signs) == sorted(v.replace(" ", "-") for v in verdicts.values())
+
+
+def test_the_status_page_says_stale_when_the_code_moved_on(monkeypatch):
+    executed = [chapters.read(path) for path in claims.chapters().values()]
+    assert "stale" not in pages.status(executed)
+    monkeypatch.setattr(chapters, "stamp", lambda path: "another")
+    assert pages.status(executed).count("**stale**") == len(executed)
