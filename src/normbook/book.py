@@ -53,6 +53,11 @@ def stage(executed: Sequence[Executed], folder: Path) -> None:
     index = folder / "book" / "index.md"
     index.write_text(pages.fill(index.read_text(encoding="utf-8"), rows), encoding="utf-8")
     (folder / "book" / "scoreboard.md").write_text(pages.scoreboard(rows), encoding="utf-8")
+    lock, project = (
+        (claims.ROOT / name).read_text(encoding="utf-8") for name in ("requirements.lock", "pyproject.toml")
+    )
+    (folder / "book" / "environment.md").write_text(pages.environment(lock, project), encoding="utf-8")
+    shutil.copy(claims.ROOT / "CHANGELOG.md", folder / "book" / "changelog.md")
     (folder / "book" / "status.md").write_text(pages.status(executed), encoding="utf-8")
 
 

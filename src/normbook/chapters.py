@@ -39,7 +39,7 @@ class Executed:
 
     @property
     def info(self) -> dict[str, Any]:
-        """What it ran with: stamp, scale, parameters, device, versions; seconds and start where it ran just now."""
+        """What it ran with. Stamp, scale, parameters, device, versions; seconds and start where it ran just now."""
         return dict(self.notebook.metadata.get("normbook", {}))
 
 

@@ -82,7 +82,7 @@ class Verdict:
 
     @property
     def control_holds(self) -> bool:
-        """Whether the control came out as it must: the check can fail, and where it failed it could have passed."""
+        """Whether the control came out as it must. The check can fail, and where it failed it could have passed."""
         return self.control_verdict == (REPRODUCED if self.verdict == NOT_REPRODUCED else NOT_REPRODUCED)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -176,6 +177,30 @@ def _papers(rows: Sequence[Row]) -> list[str]:
         named = [f"{len(ids[kind])}{': ' + ', '.join(ids[kind]) if ids[kind] else ''}" for kind in VERDICTS[1:]]
         lines.append(f"| {name} | {len(own)} | {len(ids[REPRODUCED])} | {' | '.join(named)} |")
     return lines
+
+
+def environment(lock: str, project: str) -> str:
+    """The page of versions: the packages that we name ourselves, with the versions of the lock, and how many it has.
+
+    ``lock`` is the text of requirements.lock, ``project`` that of pyproject.toml.
+    """
+    pinned = dict(re.findall(r"^([\w.-]+)==([^\s;\\]+)", lock, re.M))
+    tables = tomllib.loads(project)["project"]
+    wanted = {"package": tables["dependencies"], **tables["optional-dependencies"]}
+    lines = [
+        "# Environment",
+        "",
+        f"`make book` and `make test` make `.venv` from `requirements.lock`: {len(pinned)} packages, each with its "
+        "hash. These are the ones that the project itself asks for, with the locked version.",
+        "",
+        "| for | package | asked for | locked |",
+        "|---|---|---|---|",
+    ]
+    for extra, requirements in wanted.items():
+        for requirement in requirements:
+            name, wish = re.fullmatch(r"([\w.-]+)(.*)", requirement).groups()  # type: ignore[union-attr]
+            lines.append(f"| {extra} | {name} | `{wish}` | {pinned.get(name, 'not locked')} |")
+    return "\n".join([*lines, "", "{doc}`how_to_run` says how to use an environment of your own."]) + "\n"
 
 
 def status(executed: Sequence[Executed]) -> str:

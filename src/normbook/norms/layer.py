@@ -85,7 +85,7 @@ class _TrailingNorm(Norm):
 
 
 class LayerNorm(_TrailingNorm):
-    """Layer normalization over the last dimensions, of shape ``normalized_shape``; the input is (*, normalized_shape).
+    """Layer normalization over the last dimensions; the input is ``(*, normalized_shape)``.
 
     ``y = gamma * (x - mu) / sqrt(var + eps) + beta`` with the biased variance, output of the input's shape; gamma,
     beta: normalized_shape. The same in training and inference. Empty input gives empty output.
@@ -119,7 +119,7 @@ class LayerNorm(_TrailingNorm):
 
 
 class RMSNorm(_TrailingNorm):
-    """Root mean square normalization over the last dimensions; the input is (*, normalized_shape).
+    """Root mean square normalization over the last dimensions; the input is ``(*, normalized_shape)``.
 
     ``y = gamma * x / sqrt(mean(x ** 2) + eps)``, output of the input's shape; gamma: normalized_shape. No mean is
     subtracted. ``eps=None`` is the machine epsilon of the dtype computed in. The same in training and inference.
