@@ -89,3 +89,14 @@ def test_chapters_that_did_not_change_are_not_run_again(tmp_path, monkeypatch):
     monkeypatch.setattr(chapters, "stamp", lambda path: "another")
     with pytest.raises(FileExistsError):
         book.executed_chapters(tmp_path)
+
+
+def test_downloads_are_a_script_that_compiles_and_one_table():
+    code = nbformat.v4.new_code_cell("x = 1")
+    code.outputs = [nbformat.v4.new_output("display_data", {"text/csv": "a,b\n1,2\n"}) for _ in range(2)]
+    injected = nbformat.v4.new_code_cell("x = 2", metadata={"tags": ["injected-parameters"]})
+    script, numbers = book.downloads(chapter(nbformat.v4.new_markdown_cell("# Title\n\ntext"), code, injected))
+    assert script == "# %% [markdown]\n# # Title\n#\n# text\n\n# %%\nx = 1\n"
+    assert numbers == "figure,a,b\n1,1,2\n2,1,2\n"
+    for path in claims.chapters().values():
+        compile(book.downloads(chapters.read(path).notebook)[0], path.stem, "exec")

@@ -48,8 +48,12 @@ def stage(executed: Sequence[Executed], folder: Path) -> None:
         found = chapters.listing(claims.find(slug), chapter)
         rows += found
         agreement = stability.summary(int(slug[:2]), chapters.stamp(claims.find(slug)))
-        dressed = dress(chapter.notebook, found, chapter.info, agreement)
+        links = "Downloads: {download}`Python <SLUG.py>`, {download}`the figures' numbers (CSV) <SLUG.csv>`."
+        dressed = dress(chapter.notebook, found, chapter.info, f"{agreement}\n\n{links.replace('SLUG', slug)}".strip())
         nbformat.write(dressed, folder / "notebooks" / f"{slug}.ipynb")
+        script, numbers = downloads(chapter.notebook)
+        (folder / "notebooks" / f"{slug}.py").write_text(script, encoding="utf-8")
+        (folder / "notebooks" / f"{slug}.csv").write_text(numbers, encoding="utf-8")
     index = folder / "book" / "index.md"
     index.write_text(pages.fill(index.read_text(encoding="utf-8"), rows), encoding="utf-8")
     (folder / "book" / "scoreboard.md").write_text(pages.scoreboard(rows), encoding="utf-8")
@@ -59,6 +63,21 @@ def stage(executed: Sequence[Executed], folder: Path) -> None:
     (folder / "book" / "environment.md").write_text(pages.environment(lock, project), encoding="utf-8")
     shutil.copy(claims.ROOT / "CHANGELOG.md", folder / "book" / "changelog.md")
     (folder / "book" / "status.md").write_text(pages.status(executed), encoding="utf-8")
+
+
+def downloads(notebook: nbformat.NotebookNode) -> tuple[str, str]:
+    """A chapter as a Python script in percent format, and the numbers of its figures as CSV."""
+    cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    script, numbers = [], []
+    for cell in cells:
+        if cell.cell_type == "code":
+            script.append(f"# %%\n{cell.source}")
+        else:
+            script.append("# %% [markdown]\n" + "\n".join(f"# {line}".rstrip() for line in cell.source.splitlines()))
+        numbers += [o["data"]["text/csv"] for o in cell.get("outputs", []) if "text/csv" in o.get("data", {})]
+    lines = ["figure," + numbers[0].splitlines()[0]] if numbers else []
+    lines += [f"{i},{line}" for i, text in enumerate(numbers, 1) for line in text.splitlines()[1:]]
+    return "\n\n".join(script) + "\n", "\n".join(lines) + "\n"
 
 
 def dress(
@@ -79,7 +98,8 @@ def dress(
     cards[0].source = cards[0].source.split(CARD)[0] + CARD + "\n\n" + card(rows, info, agreement)
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
-            output.get("data", {}).pop(claims.MIME, None)  # for programs, not for the page
+            for mime in (claims.MIME, "text/csv"):
+                output.get("data", {}).pop(mime, None)  # for programs, not for the page
             # MyST-NB reads the text alternative from the cell, not from the output that carries it
             alt = output.get("metadata", {}).get("image/png", {}).get("alt")
             if alt:

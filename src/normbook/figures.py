@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import io
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +14,9 @@ import seaborn as sns
 from IPython.display import display
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter
 
 # Okabe & Ito's palette: apart in every common colour-vision deficiency; markers say the same without colour
 COLORS = {
@@ -100,13 +103,54 @@ def use_style() -> None:
 
 
 def show(fig: Figure, alt: str) -> None:
-    """Show a figure as a PNG with a text alternative that says what it shows, and close it."""
+    """Show a figure as a PNG with a text alternative that says what it shows, with its numbers, and close it."""
+    numbers = table(fig)
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", dpi=DPI)
     plt.close(fig)
     width = int(fig.get_size_inches()[0] * 100)
-    data = {"image/png": base64.b64encode(buffer.getvalue()).decode(), "text/plain": alt}
+    data = {"image/png": base64.b64encode(buffer.getvalue()).decode(), "text/plain": alt, "text/csv": numbers}
     display(data, metadata={"image/png": {"alt": alt, "width": width}}, raw=True)  # type: ignore[no-untyped-call]
+
+
+ROWS = 2000  # of a figure's table; of longer lines every second, third ... point is kept
+
+
+def table(fig: Figure) -> str:
+    """What a figure draws, as CSV: panel, axes' names, kind (line, band or picture), name of the series, x, y."""
+    rows: list[list[Any]] = []
+    for panel, ax in enumerate(fig.axes, 1):
+        place = [panel, ax.get_xlabel() or ax.get_title(), ax.get_ylabel()]
+        # the rows of `dots` have names in place of numbers
+        named = [t.get_text() for t in ax.get_yticklabels()] if _has_names(ax) else []
+        for i, line in enumerate(ax.lines):
+            label = str(line.get_label())
+            name = f"series {i + 1}" if label.startswith("_") else label
+            heights = np.asarray(line.get_ydata(orig=True), dtype=float)
+            if named and len(heights):
+                name = named[int(np.abs(np.asarray(ax.get_yticks()) - heights.mean()).argmin())]
+            rows += [[*place, "line", name, *point] for point in np.column_stack(line.get_data(orig=True)).tolist()]
+        for i, area in enumerate(ax.collections):
+            if isinstance(area, PolyCollection):  # the edge of a band
+                edge = area.get_paths()[0].vertices if area.get_paths() else np.zeros((0, 2))
+                rows += [[*place, "band", f"band {i + 1}", *point] for point in np.asarray(edge).tolist()]
+        for image in ax.images:
+            values: np.ndarray = np.ma.filled(np.ma.asarray(image.get_array(), dtype=float), np.nan)
+            if values.ndim == 2:
+                found = ((x, y, values[y, x]) for y, x in np.ndindex(*values.shape) if np.isfinite(values[y, x]))
+                rows += [[*place, "picture", f"{value:.6g}", x, y] for x, y, value in found]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["panel", "x axis", "y axis", "kind", "series", "x", "y"])
+    step = -(-len(rows) // ROWS) or 1
+    writer.writerows([*row[:5], *(f"{v:.6g}" if isinstance(v, float) else v for v in row[5:])] for row in rows[::step])
+    return text.getvalue()
+
+
+def _has_names(ax: Axes) -> bool:
+    return isinstance(ax.yaxis.get_major_locator(), FixedLocator) and isinstance(
+        ax.yaxis.get_major_formatter(), FuncFormatter
+    )
 
 
 def band(ax: Axes, x: np.ndarray, draws: np.ndarray, **line: Any) -> None:
