@@ -1,0 +1,147 @@
+"""The built book in a real browser: every page, on a phone and on a desk, light and dark, by keyboard."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urldefrag, urlparse
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+
+OVERFLOW = """() => {
+  const width = document.documentElement.clientWidth;
+  if (document.documentElement.scrollWidth <= width) return [];
+  return [...document.querySelectorAll("main *")].filter((e) => e.getBoundingClientRect().right > width + 1)
+    .slice(0, 3).map((e) => e.tagName + "." + e.className + ": " + e.textContent.slice(0, 40)).concat(["overflow"]);
+}"""
+MATHEMATICS = (
+    "() => [document.querySelectorAll('mjx-container').length, document.querySelectorAll('mjx-merror').length]"
+)
+
+
+@pytest.mark.parametrize("width", [360, 768, 1280])
+def test_a_page_fits_its_window_without_errors_or_outside_requests(opened, page_name, width):
+    page, problems = opened(page_name, width)
+    assert page.evaluate(OVERFLOW) == []
+    assert problems == []
+    assert page.locator("article.bd-article h1").count() == 1
+    assert page.locator("html").get_attribute("lang") == "en"
+
+
+def test_the_check_for_outside_requests_can_fail(opened, root):
+    bad = root / "cdn.html"
+    bad.write_text("<!doctype html><script src='https://cdn.example/x.js'></script><script>no.such.thing()</script>")
+    try:
+        _, problems = opened("cdn.html")
+    finally:
+        bad.unlink()
+    assert any("outside request: https://cdn.example/x.js" in p for p in problems)
+    assert any("script error" in p for p in problems)
+
+
+def test_the_check_for_overflow_can_fail(opened):
+    page, _ = opened("book/index.html", 360)
+    page.evaluate("document.querySelector('main h1').style.width = '900px'")
+    assert "overflow" in page.evaluate(OVERFLOW)
+
+
+def test_mathematics_is_rendered(opened, page_name, root):
+    if not re.search(r'class="math', (root / page_name).read_text()):
+        pytest.skip("a page without formulas")
+    page, _ = opened(page_name)
+    page.wait_for_selector("mjx-container", state="attached")
+    drawn, broken = page.evaluate(MATHEMATICS)
+    assert drawn > 0 and broken == 0
+
+
+@pytest.mark.parametrize("term", ["SkipInit", "Wasserstein", "dropout", "ghost", "running_var"])
+def test_search_finds(opened, term):
+    page, problems = opened(f"search.html?q={term}")
+    page.wait_for_selector("#search-results li")
+    assert page.locator("#search-results li").count() > 0 and problems == []
+
+
+class Links(HTMLParser):
+    """The links and the anchors of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.anchors: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.anchors |= {value for key in ("id", "name") if (value := found.get(key))}
+        self.links += [value for key in ("href", "src") if (value := found.get(key))]
+
+
+def broken_links(root: Path) -> list[str]:
+    """Internal links of all pages that lead nowhere."""
+    pages = {p: Links(p.read_text(encoding="utf-8")) for p in root.rglob("*.html") if "_static" not in p.parts}
+    broken = []
+    for path, page in pages.items():
+        for link in page.links:
+            if urlparse(link).scheme or link.startswith("//"):
+                continue
+            target, anchor = urldefrag(link.split("?")[0])
+            file = (path.parent / unquote(target)).resolve() if target else path
+            file = file / "index.html" if file.is_dir() else file
+            if not file.exists():
+                broken.append(f"{path.name}: {link}")
+            elif anchor and file in pages and unquote(anchor) not in pages[file].anchors:
+                broken.append(f"{path.name}: {link} (no such anchor)")
+    return broken
+
+
+def test_every_internal_link_leads_somewhere(root, tmp_path):
+    assert broken_links(root.resolve()) == []
+    (tmp_path / "a.html").write_text("<a href='b.html'>b</a><a href='#c'>c</a><a href='https://x.example'>x</a>")
+    assert broken_links(tmp_path) == ["a.html: b.html", "a.html: #c (no such anchor)"]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing(opened, page_name, theme):
+    page, _ = opened(page_name, theme=theme)
+    assert page.locator("html").get_attribute("data-theme") == theme
+    found = Axe().run(page).response["violations"]
+    assert [f"{v['id']}: {v['nodes'][0]['html'][:120]} ({len(v['nodes'])})" for v in found] == []
+
+
+def test_the_scoreboard_filters_and_sorts_by_keyboard(opened):
+    page, problems = opened("book/scoreboard.html")
+    cells = ".scoreboard tbody tr:not([hidden]) td:first-child"
+    shown = f"() => [...document.querySelectorAll('{cells}')].map((e) => e.textContent)"
+    everything = page.evaluate(shown)
+    page.get_by_label("words").focus()
+    page.keyboard.type("DS-14")
+    assert [text.split()[0] for text in page.evaluate(shown)] == ["DS-14a", "DS-14b", "DS-14c", "DS-14d"]
+    page.get_by_label("words").fill("")
+    page.get_by_label("verdict").select_option("inconclusive")
+    assert 0 < len(page.evaluate(shown)) < len(everything)
+    page.get_by_label("verdict").select_option("all")
+    page.get_by_role("button", name="claim").focus()
+    page.keyboard.press("Enter")
+    up = page.evaluate(shown)
+    page.keyboard.press("Enter")
+    assert up != everything and page.evaluate(shown) == up[::-1] and problems == []
+
+
+def test_the_book_opens_from_a_folder_without_a_server(opened, root):
+    page, problems = opened((root / "book" / "index.html").resolve().as_uri())
+    assert problems == []
+    page.get_by_role("link", name=re.compile("SkipInit")).first.click()
+    assert "05_skipinit" in page.url
+    page.wait_for_selector("mjx-container", state="attached")
+
+
+def test_the_site_is_small(root):
+    size = sum(p.stat().st_size for p in root.rglob("*") if p.is_file())
+    assert size < 15e6, f"{size / 1e6:.1f} MB"
+    for path in (root / "notebooks").glob("*.html"):
+        text = path.read_text(encoding="utf-8")
+        pictures = {(path.parent / src).resolve() for src in re.findall(r'<img[^>]* src="([^"]+)"', text)}
+        whole = len(text.encode()) + sum(p.stat().st_size for p in pictures if p.exists())
+        assert whole < 1.5e6, f"{path.name}: {whole / 1e6:.2f} MB"
