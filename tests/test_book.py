@@ -100,3 +100,15 @@ def test_downloads_are_a_script_that_compiles_and_one_table():
     assert numbers == "figure,a,b\n1,1,2\n2,1,2\n"
     for path in claims.chapters().values():
         compile(book.downloads(chapters.read(path).notebook)[0], path.stem, "exec")
+
+
+def test_a_site_is_slimmed_without_touching_its_pages(tmp_path):
+    (tmp_path / "_sources").mkdir()
+    code = nbformat.v4.new_code_cell("1", outputs=[nbformat.v4.new_output("stream", text="1")], execution_count=1)
+    nbformat.write(chapter(code), tmp_path / "_sources" / "05.ipynb")
+    (tmp_path / "a.js.map").write_text("{}")
+    (tmp_path / "a.html").write_text("a")
+    book.slim(tmp_path)
+    assert sorted(p.name for p in tmp_path.rglob("*.*")) == ["05.ipynb", "a.html"]
+    (cell,) = nbformat.read(tmp_path / "_sources" / "05.ipynb", 4).cells
+    assert (cell.source, cell.outputs, cell.execution_count) == ("1", [], None)

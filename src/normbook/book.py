@@ -167,4 +167,17 @@ def build(staged: Path, output: Path, strict: bool = False) -> Path:
     page = output / "_build" / "html" / "index.html"
     if done.returncode or not page.exists():
         raise InputError(f"the book was not built from {staged}; the lines above say where")
+    slim(page.parent)
     return page
+
+
+def slim(site: Path) -> None:
+    """Take from a built site what no reader needs: maps of the theme's scripts, pictures in the chapters' downloads."""
+    for path in site.rglob("*.map"):
+        path.unlink()
+    for path in (site / "_sources").rglob("*.ipynb"):
+        notebook = nbformat.read(path, as_version=4)
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = [], None
+        nbformat.write(notebook, path)
