@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help book test unit refresh stability env lock clean
+.PHONY: help book test unit refresh stability faults soak env lock clean
 
 ifdef PYTHON
 PY := $(PYTHON)
@@ -33,6 +33,8 @@ test: $(ENV)     ## every test: unit tests, types, style, notebooks, the strict 
 	@$(PY) -m normbook run all --scale tiny --seed 7 --norm torch.nn --precision fp32 --device cpu --out _build/tiny
 	@echo "== the book, warnings are errors"
 	@$(PY) -m normbook book --committed --strict --build-dir _build/test
+	@echo "== the built book in a browser"
+	@$(PY) -m pytest tests/browser -o addopts="-q -W error -p no:cacheprovider -rs" --site _build/test/_build/html
 	@echo "all tests passed"
 
 refresh: $(ENV)  ## run the chapters and rewrite their committed outputs and verdicts
@@ -60,6 +62,12 @@ env-given:
 
 stability: $(ENV) ## run every chapter again with other seeds and in other ways (hours; it resumes)
 	@$(PY) -m normbook stability
+
+faults: $(ENV)   ## plant each fault of tests/faults in a copy: a test must fail (minutes; ONLY=id for one)
+	@PYTHONPATH=tests:$$PYTHONPATH $(PY) -m faults $(ONLY)
+
+soak: $(ENV)     ## kill grids at 100 random moments and look at what is left (minutes; KILLS=n for n)
+	@$(PY) tests/soak.py --kills $(or $(KILLS),100)
 
 lock:            ## write requirements.lock anew from pyproject.toml
 	@uv pip compile --universal --generate-hashes --no-header --no-emit-index-url --python-version 3.11 \
