@@ -126,3 +126,10 @@ def test_module_is_documented():
         getattr(batch_noise, name).__doc__
         for name in ("Spread", "partitions", "spread", "shuffled", "repeated", "of_runs")
     )
+
+
+def test_no_gradient_passes_through_borrowed_noise():
+    layer = models.layers.BorrowedNoise(torch.nn.Identity(), 6, 2, 4)
+    x = torch.randn(8, 6, 2, 2, generator=generator()).requires_grad_()
+    (gradient,) = torch.autograd.grad(layer(x)[:4].square().sum(), x)
+    assert gradient[:4].abs().min() > 0 and not gradient[4:].any()  # the ghost batch that lends the noise

@@ -189,3 +189,9 @@ def test_batches_are_drawn_on_the_generators_device_without_touching_the_global_
     for images, labels in batches(numbered(8), 4, generators(1), generators(2), pad=1, flip=True):
         assert images.device.type == labels.device.type == "cpu"
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_noisy_labels_are_drawn_uniformly_over_all_classes():
+    (drawn,) = data.relabel(torch.zeros(2000, dtype=torch.int64), 10, 1.0, [3]).T
+    counts = torch.bincount(drawn, minlength=10)
+    assert len(counts) == 10 and 140 < int(counts.min()) and int(counts.max()) < 260  # 200 each, four deviations

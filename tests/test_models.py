@@ -491,3 +491,36 @@ def test_dropout_stands_where_it_is_asked_for_in_every_block(place, names):
 
 def test_without_affine_there_is_no_gamma_and_no_beta():
     assert all(p.dim() > 1 or p.shape == (10,) for p in wrn("batch_norm_no_affine").parameters())
+
+
+def test_the_skip_path_of_a_block_with_norm_is_the_input_itself():
+    for block in blocks(wrn("batch_norm", depth=16)):
+        nn.init.zeros_(block.conv2.weight)
+        x = 3 + torch.randn(4, block.conv1.in_channels, 4, 4, generator=generators(3)[0]).double()
+        path = x if block.project is None else block.project(block.activate1(x))
+        assert torch.equal(block(x), path)
+
+
+def test_a_post_activation_block_is_that_of_he_et_al():
+    block = stir(models.resnet.BasicBlock(3, 3, 1, ARMS["batch_norm"], 1, norms).double(), (0,))
+    x = images(1, channels=3)
+    hidden = F.relu(block.norm1(F.conv2d(x, block.conv1.weight, padding=1)))
+    expected = F.relu(x + block.norm2(F.conv2d(hidden, block.conv2.weight, padding=1)))
+    assert torch.allclose(block(x), expected)
+
+
+def test_torchs_convolution_and_relu_are_the_textbooks():
+    """Nets and the formulas above stand on them alike: a broken one would move both."""
+    layer = stir(models.layers.conv(2, 3, 3, 2, 2, True).double(), (0, 1))
+    x = torch.randn(2, 4, 5, 5, generator=generators(3)[0]).double()
+    padded, expected = torch.zeros(2, 4, 7, 7).double(), torch.zeros(2, 6, 3, 3).double()
+    padded[:, :, 1:6, 1:6] = x
+    for channel in range(6):
+        own = padded[:, :2] if channel < 3 else padded[:, 2:]  # of the channel's run
+        for i in range(3):
+            for j in range(3):
+                patch = own[:, :, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3]
+                expected[:, channel, i, j] = (patch * layer.weight[channel]).sum((1, 2, 3)) + layer.bias[channel]
+    assert torch.allclose(layer(x), expected)
+    rectified = torch.where(x > 0, x, 0.0)
+    assert torch.equal(F.relu(x), rectified) and torch.equal(nn.ReLU()(x), rectified)

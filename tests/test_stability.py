@@ -116,3 +116,9 @@ def test_torch_obeys_the_avx2_way():
         code = "import torch; print(torch.backends.cpu.get_cpu_capability())"
         shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.strip() in ("AVX2", "DEFAULT", "NO AVX")
+
+
+def test_agreement_is_with_the_committed_verdict_and_not_among_the_passes(root):
+    stability.write(5, [one(i, A=verdict(INCONCLUSIVE)) for i in range(20)])
+    (a,) = stability.agreement(5)
+    assert a.share == 0 and not a.stable and not a.flips

@@ -680,3 +680,66 @@ def test_without_norms_all_statistics_are_the_same_and_there_is_no_shift():
     found = run([config])[0]
     assert found["final"]["test_loss"] == found["final"]["test_loss_reestimated"]
     assert found["curves"]["variance_shift"] == []
+
+
+def test_every_arm_steps_in_proportion_to_its_learning_rate():
+    for name, arm in models.ARMS.items():
+        flat = {"model": "mlp", "width": 9, "depth": 3} if arm.norm in ("rms", "layer_detached") else {}
+        config = replace(TINY, arm=name, steps=1, schedule="constant", **flat)
+        training = train.Training([replace(config, lr=lr) for lr in (0.01, 0.03)])  # one seed at two rates
+        before = {key: p.detach().clone() for key, p in training.net.named_parameters()}
+        for _ in training:
+            pass
+        longest = 0.0
+        for key, p in training.net.named_parameters():
+            one, three = (p.detach() - before[key]).reshape(2, -1)
+            assert torch.allclose(3 * one, three, rtol=1e-3, atol=1e-6), (name, key)
+            longest = max(longest, float(three.abs().max()))
+        assert longest > 1e-4, name
+
+
+def test_no_split_is_augmented_when_it_is_measured(monkeypatch):
+    nets, honest = [], train.loop._evaluate
+    monkeypatch.setattr(train.loop, "_evaluate", lambda training: nets.append(training.net) or honest(training))
+    found = run([replace(TINY, augment=True)])[0]["final"]
+    digits = data.load()
+    for split, n in (("train", 40), ("validation", 200), ("test", 597)):
+        images, labels = getattr(digits, split).images[:n], getattr(digits, split).labels[:n]
+        with torch.no_grad():
+            logits = nets[0](images)[:, 0]
+        assert found[f"{split}_loss"] == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-4)
+
+
+def test_torchs_loss_and_optimizers_are_the_textbooks():
+    """The trainer and the plain loops above stand on torch's alike: a broken one would move both."""
+    draw = np.random.default_rng(0).normal
+    logits, labels = draw(size=(6, 2, 4)), np.arange(12).reshape(6, 2) % 4
+    found = train.loop.batch_losses(lambda _: torch.tensor(logits), torch.zeros(6, 2, 1, 1, 1), torch.tensor(labels))
+    right = np.take_along_axis(logits, labels[:, :, None], 2)[:, :, 0]
+    assert found.numpy() == pytest.approx((np.log(np.exp(logits).sum(2)) - right).mean(0), rel=1e-5)
+
+    layers = {name: models.Linear(3, 2).double() for name in ("sgd", "adam")}
+    for layer in layers.values():
+        torch.nn.init.constant_(layer.weight, 0.5)
+    sgd, adam = SGD(layers["sgd"], [0.1], 0.9, 0.3), train.Adam(layers["adam"], [0.1])
+    p, speed, q, first, second = np.full((2, 3), 0.5), 0.0, np.full((2, 3), 0.5), 0.0, 0.0
+    for step in range(1, 4):
+        g = 0.01 * draw(size=(2, 3))  # small: Adam's epsilon shows where it is too large
+        for optimizer, layer in ((sgd, layers["sgd"]), (adam, layers["adam"])):
+            optimizer.step(((layer.weight * torch.tensor(g)).sum() + 0 * layer.bias.sum()).view(1), 1.0)
+        speed = 0.9 * speed + g + 0.3 * p
+        p = p - 0.1 * speed
+        first, second = 0.9 * first + 0.1 * g, 0.999 * second + 0.001 * g**2
+        q = q - 0.1 * first / (1 - 0.9**step) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
+    assert layers["sgd"].weight.detach().numpy() == pytest.approx(p, rel=1e-12)
+    assert layers["adam"].weight.detach().numpy() == pytest.approx(q, rel=1e-6)  # its step counts are float32
+
+
+def test_what_is_reported_is_the_last_step_whichever_had_the_lowest_loss(monkeypatch):
+    finals = []
+    for losses in ([[float(step)] for step in range(1, 7)], [[float(step)] for step in range(6, 0, -1)]):
+        with monkeypatch.context() as patch:
+            scripted(patch, losses)  # the gradients are the true ones in both
+            finals.append(run([replace(TINY, steps=6)])[0]["final"])
+        assert finals[-1].pop("step_loss") == losses[-1][0]
+    assert finals[0] == pytest.approx(finals[1], rel=1e-4)
