@@ -45,15 +45,36 @@ def test_bad_input_inside_a_chapter_is_bad_input_outside(tmp_path):
 
 def test_a_dead_kernel_is_a_crash_with_a_reason(tmp_path):
     path = notebook(tmp_path / "05_x.ipynb", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notebook.ipynb").write_text("the last good one")
     with pytest.raises(chapters.ChapterCrashed, match="kernel died"):
         chapters.execute(path, tmp_path / "out", {})
+    assert (tmp_path / "out" / "notebook.ipynb").read_text() == "the last good one"
 
 
 def test_a_hung_cell_is_a_crash_with_a_reason(tmp_path, monkeypatch):
     monkeypatch.setattr(chapters, "CELL_SECONDS", 1)
     path = notebook(tmp_path / "05_x.ipynb", "import time\ntime.sleep(60)")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notebook.ipynb").write_text("the last good one")
     with pytest.raises(chapters.ChapterCrashed, match="longer than 1 s"):
         chapters.execute(path, tmp_path / "out", {})
+    assert (tmp_path / "out" / "notebook.ipynb").read_text() == "the last good one"
+
+
+@pytest.mark.parametrize("text", [
+    "", "{", "[]", '{"cells": [{}]}', '{"cells": [], "nbformat": 9}',
+    json.dumps({"metadata": {}, "nbformat": 4, "nbformat_minor": 5, "cells": [{
+        "cell_type": "code", "id": "a", "source": "", "metadata": {}, "execution_count": 1, "outputs": [{
+            "output_type": "display_data", "metadata": {}, "data": {claims.MIME: {"verdicts": {"A": {}}}},
+        }],
+    }]}),
+])  # fmt: skip
+def test_a_damaged_executed_chapter_is_one_line(tmp_path, text):
+    (tmp_path / "notebook.ipynb").write_text(text)
+    with pytest.raises(InputError, match="notebook.ipynb: not a") as error:
+        chapters.read(tmp_path / "notebook.ipynb")
+    assert "\n" not in str(error.value)
 
 
 def test_an_unknown_parameter_is_refused_which_papermill_would_pass_over(tmp_path):
@@ -136,3 +157,35 @@ def test_a_listing_says_when_the_recorded_verdicts_are_of_older_code(monkeypatch
     assert all(row["scales"]["quick"]["code_current"] for row in chapters.listing(claims.find(slug)))
     monkeypatch.setattr(chapters, "stamp", lambda path: "another")
     assert not any(row["scales"]["quick"]["code_current"] for row in chapters.listing(claims.find(slug)))
+
+
+def test_a_listing_shows_each_scale_its_own_verdicts_and_which_are_of_older_code(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "ROOT", tmp_path)
+    (tmp_path / "notebooks").mkdir()
+    path = notebook(tmp_path / "notebooks" / "05_x.ipynb")
+    written = nbformat.read(path, as_version=4)
+    claim = "Claim('X-1', 's', 'p', 'q', 'u', (0, None), 'c', 5)"
+    written.cells += [
+        nbformat.v4.new_markdown_cell("# Title"),
+        nbformat.v4.new_code_cell(
+            f"from normbook.claims import Claim\nCLAIMS = [{claim}]", metadata={"tags": ["declare"]}
+        ),
+    ]
+    nbformat.write(written, path)
+
+    def executed(scale, stamp, estimate):
+        ran = nbformat.v4.new_notebook()
+        ran.metadata["normbook"] = {"scale": scale, "stamp": stamp, "device": "d", "versions": {}}
+        verdict = claims.Verdict("reproduced", estimate, 0.5, 9.0, 5, "not reproduced")
+        return chapters.Executed(path, ran, {"X-1": verdict})
+
+    def shown(*fresh):
+        (row,) = chapters.listing(path, *fresh)
+        return {scale: v and (v["estimate"], v["code_current"]) for scale, v in row["scales"].items()}
+
+    now = chapters.stamp(path)
+    chapters.commit(executed("quick", now, 1.0), 5)
+    assert shown() == {"quick": (1.0, True), "cifar": None, "paper": None}
+    chapters.commit(executed("cifar", "older", 2.0), 5)
+    assert shown() == {"quick": (1.0, True), "cifar": (2.0, False), "paper": None}
+    assert shown(executed("cifar", now, 3.0)) == {"quick": (1.0, True), "cifar": (3.0, True), "paper": None}

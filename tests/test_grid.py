@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from normbook import claims, data, grid, records, train
+from normbook import claims, data, grid, progress, records, train
 from normbook.errors import InputError
 from normbook.train import Config
 
@@ -301,8 +301,8 @@ def test_a_run_that_another_driver_is_computing_is_waited_for_and_done_only_if_t
 
 
 def test_progress_goes_to_stderr_in_lines_where_there_is_no_terminal(tmp_path, trained, monkeypatch, capsys):
-    honest = grid.tqdm
-    monkeypatch.setattr(grid, "tqdm", lambda **options: honest(**{**options, "delay": 0, "mininterval": 0}))
+    honest = progress.tqdm
+    monkeypatch.setattr(progress, "tqdm", lambda **options: honest(**{**options, "delay": 0, "mininterval": 0}))
     grid.run(MIXED[:1], tmp_path)
     capsys.readouterr()
     grid.run(MIXED, tmp_path)
@@ -498,3 +498,12 @@ def test_a_killed_driver_leaves_no_worker_and_two_drivers_at_once_record_each_mi
     assert len(written) == len(set(written)), "a run was recorded twice"
     assert {f"{name}.json" for name in written} >= set(after) - set(before)
     assert not [name for name in os.listdir(folder) if name.endswith(".tmp")]
+
+
+def test_a_learning_rate_is_chosen_by_runs_of_the_same_scale_and_data_only(monkeypatch):
+    monkeypatch.setattr(data, "DATASETS", ("digits", "other"))
+    one = Config("none", steps=2)
+    for changes in ({"depth": 22}, {"width": 2}, {"n_train": 100}, {"steps": 3}, {"batch_size": 32}, {"data": "other"}):
+        other = replace(one, **changes)
+        scan = [scanned(one, 0.1, 1.0), scanned(one, 0.2, 2.0), scanned(other, 0.1, 9.0), scanned(other, 0.2, 0.1)]
+        assert [c.lr for c in grid.best_lrs(scan, [one, other])] == [0.1, 0.2], changes

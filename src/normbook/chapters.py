@@ -19,14 +19,10 @@ import torch
 
 from normbook import claims, train
 from normbook.claims import Claim, Verdict
-from normbook.errors import InputError
+from normbook.errors import ChapterCrashed, InputError
 
 PACKAGE = Path(__file__).resolve().parent
 CELL_SECONDS = 2000  # a quick chapter takes under 90; a cell that hangs is ended
-
-
-class ChapterCrashed(RuntimeError):
-    """A chapter's notebook raised an error that is not bad input, or its kernel died."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +41,7 @@ class Executed:
 
 def stamp(path: Path) -> str:
     """Hash of a chapter's code cells and of every module of normbook that it reaches: what its outputs depend on."""
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    code = ["".join(cell["source"]) for cell in claims.cells(path) if cell["cell_type"] == "code"]
     digest = hashlib.sha256("\0".join(code).encode())
     seen: set[str] = set()
     todo = _imports("\n".join(line for cell in code for line in cell.splitlines() if not line.startswith("%")))
@@ -88,9 +83,16 @@ def execute(path: Path, folder: Path, parameters: Mapping[str, Any]) -> Executed
     The parameters' names were checked: papermill ignores a name that the notebook does not have.
 
     Raises:
-        InputError: an unknown parameter, or bad input that the chapter itself found.
+        InputError: an unknown parameter, a folder that cannot be written, or bad input that the chapter itself found.
         ChapterCrashed: anything else went wrong in it.
     """
+    try:
+        return _execute(path, folder, parameters)
+    except OSError as error:
+        raise InputError(_unwritten(folder / "notebook.ipynb", error)) from error
+
+
+def _execute(path: Path, folder: Path, parameters: Mapping[str, Any]) -> Executed:
     import papermill  # a second to import: not for `normbook claims`
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
@@ -143,15 +145,46 @@ def _prepare_kernel_environment() -> None:
 
 
 def read(path: Path) -> Executed:
-    """Read an executed chapter and the verdicts in its outputs."""
-    notebook = nbformat.read(path, as_version=4)
+    """Read an executed chapter and the verdicts in its outputs.
+
+    Raises:
+        InputError: the file is not an executed chapter.
+    """
+    claims.cells(path)
     verdicts: dict[str, Verdict] = {}
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            found = output.get("data", {}).get(claims.MIME)
-            if found:
-                verdicts |= {key: Verdict(**value) for key, value in found["verdicts"].items()}
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        for cell in notebook.cells:
+            for output in cell.get("outputs", []):
+                found = output.get("data", {}).get(claims.MIME)
+                if found:
+                    verdicts |= {key: Verdict(**value) for key, value in found["verdicts"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: not an executed chapter ({reason}); move it away and run it again") from None
     return Executed(path, notebook, verdicts)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        InputError: it cannot be written; what was there stays.
+    """
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        try:
+            unfinished.write_text(text, encoding="utf-8")
+            os.replace(unfinished, path)
+        except BaseException:
+            unfinished.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise InputError(_unwritten(path, error)) from None
+
+
+def _unwritten(path: Path, error: OSError) -> str:
+    return f"cannot write {path}: {error.strerror or error}; nothing that was there is lost: mend this, run again"
 
 
 def committed_path(scale: str, number: int) -> Path:
@@ -185,7 +218,7 @@ def commit(executed: Executed, number: int) -> Path:
         "chapter": number, "scale": info["scale"], "stamp": info["stamp"], "device": info["device"],
         "versions": info["versions"], "verdicts": {key: asdict(v) for key, v in executed.verdicts.items()},
     }  # fmt: skip
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=1) + "\n")
     return path
 
 

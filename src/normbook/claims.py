@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from normbook.errors import InputError, choose
+from normbook.errors import ChapterCrashed, InputError, choose
 
 SCALES = ("quick", "cifar", "paper")
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not reproduced", "inconclusive"
@@ -252,6 +252,26 @@ def find(chapter: str | int) -> Path:
     return names[str(chapter)]
 
 
+def cells(path: Path) -> list[dict[str, Any]]:
+    """The cells of a notebook, as its file has them.
+
+    Raises:
+        InputError: the file cannot be read or is not a notebook.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        if not isinstance(found, list):
+            raise TypeError("its cells are no list")
+        for cell in found:
+            "".join(cell["source"]), cell["cell_type"], cell["metadata"].get("tags")  # what is read of it
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise InputError(f"{path}: not a notebook ({what}); restore it, for example with git") from None
+    return found
+
+
 def load(chapter: str | int, **parameters: Any) -> Chapter:
     """Execute a chapter's cells tagged ``parameters`` and ``declare``, and only those, and return what they declare.
 
@@ -259,15 +279,22 @@ def load(chapter: str | int, **parameters: Any) -> Chapter:
 
     Raises:
         InputError: no such chapter, a parameter it does not have, or a scale that it declares no grid for.
+        ChapterCrashed: a cell raised anything else, or it declares no claims.
     """
     path = find(chapter)
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    found = cells(path)
     space: dict[str, Any] = {"__name__": path.stem}
 
     def execute(tag: str) -> None:
-        for cell in cells:
+        for cell in found:
             if cell["cell_type"] == "code" and tag in cell["metadata"].get("tags", []):
-                exec(compile("".join(cell["source"]), f"{path.name} ({tag})", "exec"), space)
+                try:
+                    exec(compile("".join(cell["source"]), f"{path.name} ({tag})", "exec"), space)
+                except InputError:
+                    raise
+                except (Exception, SystemExit) as error:
+                    what = f"{type(error).__name__}: {error}"
+                    raise ChapterCrashed(f"{path.stem}, the cell tagged {tag!r}: {what}") from error
 
     execute("parameters")
     known = [name for name in space if not name.startswith("__")]
@@ -275,7 +302,9 @@ def load(chapter: str | int, **parameters: Any) -> Chapter:
         choose("parameter", name, known)
         space[name] = value
     execute("declare")
-    title = next(line for cell in cells for line in "".join(cell["source"]).splitlines() if line.startswith("# "))
+    if "CLAIMS" not in space:
+        raise ChapterCrashed(f"{path.stem}, the cell tagged 'declare': it sets no CLAIMS")
+    title = next(line for cell in found for line in "".join(cell["source"]).splitlines() if line.startswith("# "))
     return Chapter(
         int(path.stem[:2]), path.stem, title.removeprefix("# ").strip(), path, tuple(space["CLAIMS"]),
         tuple(space.get("SCAN", ())), tuple(space.get("RUNS", ())), tuple(space.get("NORMS", ())),

@@ -1,7 +1,7 @@
 """The command ``normbook``: a thin face over the rest.
 
 Exit codes: 0 as expected; 1 a verdict differs or a control failed; 2 bad input; 3 a chapter or normbook crashed;
-130 stopped.
+130 stopped; 141 whoever read its output has gone.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -20,9 +21,13 @@ from normbook import __version__, chapters, claims, norms, train
 from normbook import data as datasets
 from normbook.errors import InputError, choose
 
+# read in `main`: it is there also where the command line cannot be parsed
+debug = click.option("--debug", is_flag=True, expose_value=False, help="show the traceback of what goes wrong")
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__)
+@debug
 def commands() -> None:
     """Normalization, reproduced: run, measure and judge claims about batch normalization.
 
@@ -46,6 +51,7 @@ def commands() -> None:
 @click.option("--data", default="", help="data set  [default: the digits]")
 @click.option("--out", type=Path, default=None, help="existing folder for the results  [default: normbook-results]")
 @click.option("--json", "as_json", is_flag=True, help="print the verdicts as JSON")
+@debug
 def run(
     chapter: str, scale: str, seed: int, device: str, precision: str, norm: str, data: str, out: Path | None,
     as_json: bool,
@@ -77,7 +83,7 @@ def run(
         rows = chapters.listing(path, executed)
         if not executed.verdicts:  # the recorded verdicts are not of this run
             rows = [row | {"scales": dict.fromkeys(row["scales"])} for row in rows]
-        (folder / path.stem / "verdicts.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        chapters.write_text(folder / path.stem / "verdicts.json", json.dumps(rows, indent=1) + "\n")
         if as_json or executed.verdicts:
             click.echo(json.dumps(rows, indent=1) if as_json else table(rows, scale))
         worst = max(worst, _compare(rows, scale, executed))
@@ -138,6 +144,7 @@ def table(rows: list[dict[str, Any]], scale: str | None = None) -> str:
 
 @commands.command("claims")
 @click.option("--json", "as_json", is_flag=True, help="print every claim as JSON")
+@debug
 def list_claims(as_json: bool) -> int:
     """List every claim with its recorded verdicts. Nothing is trained."""
     rows = [row for path in claims.chapters().values() for row in chapters.listing(path)]
@@ -149,6 +156,7 @@ def list_claims(as_json: bool) -> int:
 @click.option("--committed", is_flag=True, help="build from the committed outputs, run nothing")
 @click.option("--strict", is_flag=True, help="make warnings errors")
 @click.option("--build-dir", type=Path, default=Path("_build"), show_default=True)
+@debug
 def book(committed: bool, strict: bool, build_dir: Path) -> int:
     """Run the chapters that changed at scale quick and build the book."""
     from normbook import book as pages
@@ -170,6 +178,7 @@ def book(committed: bool, strict: bool, build_dir: Path) -> int:
 
 @commands.command()
 @click.argument("chapter", default="all")
+@debug
 def refresh(chapter: str) -> int:
     """Run chapters at scale quick and rewrite their committed outputs and expected verdicts."""
     import nbformat
@@ -182,7 +191,7 @@ def refresh(chapter: str) -> int:
                 click.echo(f"{key}: its control failed ({verdict.control_verdict}); nothing is rewritten", err=True)
                 return 1
         chapters.commit(executed, claims.load(path.stem).number)
-        nbformat.write(chapters.strip(executed), path)
+        chapters.write_text(path, nbformat.writes(chapters.strip(executed)) + "\n")
         click.echo(table(chapters.listing(path), "quick"))
     return 0
 
@@ -190,6 +199,7 @@ def refresh(chapter: str) -> int:
 @commands.command()
 @click.option("--norm", required=True, help="your namespace with torch.nn's norm classes")
 @click.argument("parts", nargs=-1)
+@debug
 def check(norm: str, parts: tuple[str, ...]) -> int:
     """Check layers of your own: their formulas, then the claims of the chapters with them in place of ours.
 
@@ -211,6 +221,7 @@ def check(norm: str, parts: tuple[str, ...]) -> int:
 @commands.command("stability")
 @click.argument("chapter", default="all")
 @click.option("--show", is_flag=True, help="run nothing, print what is recorded")
+@debug
 def run_stability(chapter: str, show: bool) -> int:
     """Run chapters again with other base seeds, in bf16, on one core and without AVX-512, and print how far the
     verdicts agree. What is recorded by this very code is not run again: stop it at any moment."""
@@ -235,32 +246,40 @@ def run_stability(chapter: str, show: bool) -> int:
 def main() -> None:
     """Run the command line; every error a user can make is one line on stderr and exit code 2."""
     try:
-        sys.exit(commands(standalone_mode=False) or 0)
+        code = commands(standalone_mode=False) or 0
+    except SystemExit:  # click's own, with code 1: whoever read our output has gone, as `head` does
+        sys.exit(141)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         sys.exit(2)
-    except click.ClickException as error:
-        click.echo(f"normbook: {' '.join(error.format_message().split())}", err=True)
-        sys.exit(2)
-    except InputError as error:
-        click.echo(f"normbook: {error}", err=True)
-        sys.exit(2)
-    except chapters.ChapterCrashed as error:
-        click.echo(f"normbook: chapter crashed: {error}", err=True)
-        sys.exit(3)
-    except (click.Abort, KeyboardInterrupt):
-        logging.getLogger("asyncio").disabled = True  # it would report the notebook's task that ended with us
-        click.echo("normbook: stopped", err=True)
-        sys.exit(130)
-    except OSError as error:  # a folder that cannot be written, a full disk
-        click.echo(f"normbook: {error.filename or ''}: {error.strerror or error}", err=True)
-        sys.exit(2)
-    except Exception as error:  # never exit code 1, which says that a verdict differs
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        click.echo(f"normbook: crashed at {place.filename}:{place.lineno}: {type(error).__name__}: {error}", err=True)
-        sys.exit(3)
+    except (Exception, KeyboardInterrupt) as error:
+        code, text = _said(error)
+        if code == 130:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C finds us ending already
+            logging.getLogger("asyncio").disabled = True  # it would report the notebook's task that ended with us
+        if "--debug" in sys.argv[1:]:
+            traceback.print_exc()
+        click.echo(f"normbook: {' '.join(text.split())}", err=True)
+    sys.exit(code)
+
+
+def _said(error: BaseException) -> tuple[int, str]:
+    """The exit code of an error and what is said about it."""
+    if isinstance(error, click.Abort | KeyboardInterrupt):
+        return 130, "stopped"
+    if isinstance(error, click.ClickException):
+        return 2, error.format_message()
+    if isinstance(error, InputError):
+        return 2, str(error)
+    if isinstance(error, chapters.ChapterCrashed):
+        return 3, f"chapter crashed: {error}; --debug shows where"
+    if isinstance(error, OSError):  # a folder that cannot be written, a full disk
+        return 2, ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
+    # never exit code 1, which says that a verdict differs
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return 3, f"crashed at {place.filename}:{place.lineno}: {type(error).__name__}: {error}; --debug shows more"
 
 
 if __name__ == "__main__":

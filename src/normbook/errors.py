@@ -10,6 +10,10 @@ class InputError(ValueError):
     """Bad input: its text is one line that says what is wrong and what to do. The command line exits with 2."""
 
 
+class ChapterCrashed(RuntimeError):
+    """A chapter's code raised an error that is not bad input, or its kernel died. The command line exits with 3."""
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the valid name closest to ``name``, or ``""`` where none is close."""
     close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)

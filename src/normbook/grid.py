@@ -16,18 +16,20 @@ import signal
 import sys
 import tempfile
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn
 
-from tqdm import tqdm
+import torch
 
-from normbook import data, records, train
-from normbook.errors import InputError, choose
+from normbook import data, norms, records, train
+from normbook.errors import ChapterCrashed, InputError, choose
+from normbook.progress import bar as _bar
 from normbook.records import Record
 from normbook.train import Config
 
@@ -80,9 +82,17 @@ def _best(rates: dict[float, list[float]]) -> float:
 
 
 def config_of(record: Record) -> Config:
-    """The configuration of a record."""
+    """The configuration of a record.
+
+    Raises:
+        InputError: it is not one of this version of normbook.
+    """
     given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record["config"].items()}
-    return Config(**given)
+    try:
+        return Config(**given)
+    except (TypeError, ValueError) as error:
+        name = record.get("name", "without a name")
+        raise InputError(f"record {name}: no configuration of this version ({error}); move it away") from None
 
 
 def run(
@@ -125,7 +135,7 @@ def compute(function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> l
         InputError: a worker died.
     """
     with _workers(_cores()) as pool, _bar(total=len(tasks), initial=0) as bar:
-        futures = [pool.submit(function, *task) for task in tasks]
+        futures = [_submit(pool, function, *task) for task in tasks]
         for _ in as_completed(futures):
             bar.update()
         return [future.result() for future in futures]
@@ -144,21 +154,35 @@ def _workers(number: int) -> Iterator[ProcessPoolExecutor]:
             raise InputError(
                 "a worker process died (killed, or out of memory?); finished runs are kept, run the same command again"
             ) from None
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"a worker ran out of memory ({reason}); finished runs are kept: free some, run the same command again"
+            ) from error
         raise
+
+
+def _submit(pool: ProcessPoolExecutor, *work: Any) -> Future:
+    """Hand work to a pool. A worker that this starts never hears Ctrl-C, not even while it imports torch."""
+    heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return pool.submit(*work)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, heard)
 
 
 def _run_missing(
     missing: dict[str, Config], stale: frozenset[str], folder: Path, device: str, workers: int, done: int
 ) -> None:
     with _workers(workers) as pool, _bar(total=len(missing) + done, initial=done) as bar:
-        futures = [pool.submit(_work, bundle, stale, folder, device, False) for bundle in _bundles(missing)]
+        futures = [_submit(pool, _work, bundle, stale, folder, device, False) for bundle in _bundles(missing)]
         busy: dict[str, Config] = {}
         for future in as_completed(futures):
             left = future.result()
             busy |= {name: missing[name] for name in left[1]}
             bar.update(left[0])
         for bundle in _bundles(busy):  # another driver had these: wait for it, or do them if it died
-            bar.update(pool.submit(_work, bundle, stale, folder, device, True).result()[0])
+            bar.update(_submit(pool, _work, bundle, stale, folder, device, True).result()[0])
 
 
 def _bundles(configs: dict[str, Config]) -> list[dict[str, Config]]:
@@ -220,7 +244,6 @@ def _pool(workers: int) -> ProcessPoolExecutor:
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the driver, which ends its workers
     train.prepare_process(threads=1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -236,34 +259,30 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class _Lines:
-    """A text stream for tqdm where there is no terminal: a line a report, not a line rewritten in place."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
-
-    def write(self, text: str) -> None:
-        if text.strip():
-            self.stream.write(text.strip("\r\n ") + "\n")
-
-    def flush(self) -> None:
-        self.stream.flush()
-
-
-def _bar(total: int, initial: int) -> tqdm:
-    """Runs done, left and time to go on stderr; every 10 seconds where there is no terminal."""
-    terminal = sys.stderr.isatty()
-    return tqdm(
-        total=total, initial=initial, unit="run", file=sys.stderr if terminal else _Lines(sys.stderr),
-        mininterval=0.2 if terminal else 10, maxinterval=10, delay=0 if terminal else 10, smoothing=0,
-    )  # fmt: skip
-
-
 def main(arguments: Iterable[str] | None = None) -> int:
     """Run the grids of a chapter on a machine that has no more than torch, numpy, scipy, scikit-learn and tqdm."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        return _command(given)
+    except (InputError, ChapterCrashed, KeyboardInterrupt) as error:
+        stopped = isinstance(error, KeyboardInterrupt)
+        if stopped:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C finds us ending already
+        if "--debug" in given:
+            traceback.print_exc()
+        print(f"normbook.grid: {'stopped' if stopped else ' '.join(str(error).split())}", file=sys.stderr)
+        return 130 if stopped else 3 if isinstance(error, ChapterCrashed) else 2
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see python -m normbook.grid --help")
+
+
+def _command(arguments: Sequence[str]) -> int:
     from normbook import claims
 
-    parser = argparse.ArgumentParser(prog="python -m normbook.grid", description=main.__doc__)
+    parser = _Parser(prog="python -m normbook.grid", description=main.__doc__)
     parser.add_argument("chapter", help="number or name of the chapter, as 5 or skipinit")
     parser.add_argument("--scale", default="quick")
     parser.add_argument("--seed", type=int, default=0)
@@ -272,19 +291,19 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.add_argument("--norm", default="normbook.norms")
     parser.add_argument("--out", type=Path, required=True, help="folder for the records; it must exist")
     parser.add_argument("--refresh", action="store_true", help="train again what older code computed")
-    options = parser.parse_args(None if arguments is None else list(arguments))
-    try:
-        device = train.resolve_device(options.device)
-        chapter = claims.load(
-            options.chapter, scale=options.scale, seed=options.seed, device=device, precision=options.precision,
-            norm=options.norm,
-        )  # fmt: skip
-        scan = run(chapter.scan, options.out, device, refresh=options.refresh)
-        done = run(best_lrs(scan, chapter.runs), options.out, device, refresh=options.refresh)
-        print(f"{len(scan) + len(done)} records in {options.out}")
-    except InputError as error:
-        print(f"normbook.grid: {error}", file=sys.stderr)
-        return 2
+    parser.add_argument("--debug", action="store_true", help="show the traceback of what goes wrong")
+    options = parser.parse_args(arguments)
+    if options.seed < 0:
+        raise InputError(f"the base seed {options.seed} is negative: give 0 or more")
+    device = train.resolve_device(options.device)
+    chapter = claims.load(
+        options.chapter, scale=options.scale, seed=options.seed, device=device, precision=options.precision,
+        norm=options.norm,
+    )  # fmt: skip
+    norms.namespace(options.norm, chapter.needs)
+    scan = run(chapter.scan, options.out, device, refresh=options.refresh)
+    done = run(best_lrs(scan, chapter.runs), options.out, device, refresh=options.refresh)
+    print(f"{len(scan) + len(done)} records in {options.out}")
     return 0
 
 

@@ -1,7 +1,8 @@
 """The record of one run: one JSON file, named by the hash of what was run, written whole or not at all.
 
 The name is the hash of canonical JSON of the configuration, the hash of the data's content and the schema version. What
-may vary without making it another run (device, versions, seconds, code) stands in the record but not in the name.
+may vary without making it another run (device, versions, seconds, code) stands in the record but not in the name. The
+file's checksum is over all of it, so that a value edited by hand is noticed.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 from normbook.errors import InputError
 
-SCHEMA = 1
+SCHEMA = 2  # 2: with a checksum
 CODE = ("data.py", "norms", "models", "probes/inference.py", "train")  # the modules that compute a record
 REQUIRED = {
     "schema": int, "name": str, "config": dict, "data_hash": str, "code": str, "outcome": dict, "final": dict,
@@ -36,6 +37,12 @@ def canonical(value: Any) -> str:
 def name_of(config: Mapping[str, Any], data_hash: str) -> str:
     """The name of the run's record: 20 hexadecimal digits of sha256."""
     text = canonical({"schema": SCHEMA, "config": dict(config), "data": data_hash})
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def checksum(record: Mapping[str, Any]) -> str:
+    """Hash of everything in a record's file but the checksum itself."""
+    text = canonical({key: value for key, value in record.items() if key != "checksum"})
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
@@ -68,7 +75,7 @@ def write(folder: Path, record: Record) -> Path:
     try:
         try:
             with temporary.open("w") as file:
-                file.write(canonical(record) + "\n")
+                file.write(canonical({**record, "checksum": checksum(record)}) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -76,7 +83,9 @@ def write(folder: Path, record: Record) -> Path:
             temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise InputError(f"cannot write the record {path}: {error.strerror}; nothing that was there is lost") from None
+        raise InputError(
+            f"cannot write the record {path}: {error.strerror}; nothing is lost: mend this and run again"
+        ) from None
     return path
 
 
@@ -84,26 +93,30 @@ def read(path: Path) -> Record:
     """Read and check one record.
 
     Raises:
-        InputError: the file is not JSON, lacks a field, or its name is not that of the run it holds.
+        InputError: the file is not JSON, lacks a field, was edited, or its name is not that of the run it holds.
     """
     try:
         text = path.read_text(encoding="utf-8")
         record = json.loads(text, parse_constant=_refuse, parse_float=_number, parse_int=_number)
+        content = checksum(record) if isinstance(record, dict) else ""
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a record ({error}); move it away and run again") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+        raise InputError(f"{path}: cannot be read: {error.strerror}; mend this, run again") from None
     if not isinstance(record, dict):
         raise InputError(f"{path}: not a record (no JSON object); move it away and run again")
+    schema = record.get("schema")
+    if type(schema) is int and schema != SCHEMA:
+        raise InputError(f"{path}: written by schema {schema}, this version reads schema {SCHEMA}; move it away")
     for field, kind in REQUIRED.items():
         value = record.get(field)
         if type(value) is not kind and not (kind is float and type(value) is int):  # exactly: a bool is an int too
             raise InputError(f"{path}: field {field!r} is missing or of the wrong kind; move it away and run again")
-    if record["schema"] != SCHEMA:
-        raise InputError(f"{path}: written by schema {record['schema']}, this version reads schema {SCHEMA}")
     name = name_of(record["config"], record["data_hash"])
     if not path.stem == record["name"] == name:
         raise InputError(f"{path}: its content belongs to the run {name}; it was renamed or edited, move it away")
+    if record.pop("checksum", None) != content:
+        raise InputError(f"{path}: its content and its checksum differ: edited or damaged, move it away and run again")
     return record
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
+from functools import cache
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -73,8 +77,13 @@ class Config:
     seed: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
+        for name, hint in _hints().items():
+            if not _fits(getattr(self, name), hint):
+                raise InputError(f"configuration: {name} is {getattr(self, name)!r}, which is no {_text(hint)}")
         for name in FLOATS:  # 1 and 1.0 are one run: one name
             value = getattr(self, name)
+            if value is not None and not abs(value) <= sys.float_info.max:
+                raise InputError(f"configuration: {name} is {value!r:.40}, which is not a finite number")
             object.__setattr__(self, name, None if value is None else float(value))
         choose("arm", self.arm, models.ARMS)
         choose("data set", self.data, data.DATASETS)
@@ -84,6 +93,8 @@ class Config:
                 choose(name, one, known)
         if (self.epochs is None) == (self.steps is None):
             raise InputError(f"give epochs or steps, exactly one (epochs={self.epochs}, steps={self.steps})")
+        if min(self.seed) < 0:
+            raise InputError(f"seed {self.seed} is negative: give 0 or more")
         if self.batch_size < 1 or (self.epochs or self.steps or 0) < 1:
             raise InputError("batch_size, epochs and steps are at least 1")
         if self.lr is not None and not 0 < self.lr < float("inf"):
@@ -103,6 +114,28 @@ class Config:
         """The arm with what the configuration adds to it."""
         names = ("ghost_batch_size", "dropout", "dropout_at", "dropout_kind")
         return replace(models.ARMS[self.arm], **{name: getattr(self, name) for name in names})
+
+
+@cache
+def _hints() -> dict[str, Any]:
+    return get_type_hints(Config)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of the type of its field; an int may stand for a float, a bool for neither."""
+    if isinstance(hint, UnionType):
+        return any(_fits(value, one) for one in get_args(hint))
+    if get_origin(hint) is tuple:
+        kinds = get_args(hint)
+        if type(value) is not tuple or (kinds[-1] is not ... and len(value) != len(kinds)):
+            return False
+        return all(_fits(one, kinds[0]) for one in value)
+    number = hint is float and isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is hint or number
+
+
+def _text(hint: Any) -> str:
+    return getattr(hint, "__name__", str(hint)) if get_origin(hint) is None else str(hint)
 
 
 def lr_scale(config: Config, step: int, steps: int) -> float:
