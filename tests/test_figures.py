@@ -56,7 +56,7 @@ def test_a_long_line_is_thinned():
     fig, ax = plt.subplots()
     ax.plot(np.arange(9001.0))
     found = rows(fig)
-    assert len(found) <= figures.ROWS and [row["x"] for row in found[:2]] == ["0", "5"]
+    assert len(found) <= figures.ROWS and [row["x"] for row in found[:2]] == ["0", "16"]
     plt.close(fig)
 
 

@@ -172,7 +172,8 @@ def build(staged: Path, output: Path, strict: bool = False) -> Path:
 
 
 def slim(site: Path) -> None:
-    """Take from a built site what no reader needs: maps of the theme's scripts, pictures in the chapters' downloads."""
+    """Take from a built site what no reader needs: the theme's script maps and translations, outputs in downloads."""
+    shutil.rmtree(site / "_static" / "locales", ignore_errors=True)
     for path in site.rglob("*.map"):
         path.unlink()
     for path in (site / "_sources").rglob("*.ipynb"):

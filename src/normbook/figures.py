@@ -113,7 +113,7 @@ def show(fig: Figure, alt: str) -> None:
     display(data, metadata={"image/png": {"alt": alt, "width": width}}, raw=True)  # type: ignore[no-untyped-call]
 
 
-ROWS = 2000  # of a figure's table; of longer lines every second, third ... point is kept
+ROWS = 600  # of a figure's table; of longer lines every second, third ... point is kept
 
 
 def table(fig: Figure) -> str:
