@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help book test unit refresh stability faults soak env lock clean
+.PHONY: help book test unit refresh pdf stability faults soak env lock clean
 
 ifdef PYTHON
 PY := $(PYTHON)
@@ -59,6 +59,9 @@ env: $(ENV)      ## make the environment only
 env-given:
 	@$(PY) -c 'import importlib.util, sys; missing = [m for m in ("torch", "jupyter_book", "papermill", "nbval", "pytest") if not importlib.util.find_spec(m)]; missing and sys.exit(f"$(PY) lacks {missing[0]}: install the packages of pyproject.toml with its extras book and test")' || exit 2
 	@$(PY) -c 'import platform, torch, importlib.metadata as m; print("python", platform.python_version(), "torch", torch.__version__, *(f"{p} {m.version(p)}" for p in ("numpy", "scipy", "jupyter-book", "papermill")))'
+
+pdf: $(ENV)      ## print the built book into _build/normbook.pdf (make book first; needs chromium)
+	@$(PY) -m normbook pdf
 
 stability: $(ENV) ## run every chapter again with other seeds and in other ways (hours; it resumes)
 	@$(PY) -m normbook stability

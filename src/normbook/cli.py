@@ -176,6 +176,29 @@ def book(committed: bool, strict: bool, build_dir: Path) -> int:
     return 0
 
 
+@commands.command("open")
+@debug
+def open_book() -> int:
+    """Open the built book in the browser."""
+    page = Path("_build/html/index.html").resolve()
+    if not page.exists():
+        raise InputError(f"{page} is not there: build the book first, with make book")
+    click.launch(page.as_uri())
+    return 0
+
+
+@commands.command("pdf")
+@debug
+def print_book() -> int:
+    """Print the built book into _build/normbook.pdf, one file, with chromium."""
+    from normbook import pdf
+
+    target = Path("_build/normbook.pdf")
+    pages = pdf.write(Path("_build/html"), target)
+    click.echo(f"{pages} pages: {target.resolve()}")
+    return 0
+
+
 @commands.command()
 @click.argument("chapter", default="all")
 @debug

@@ -1,0 +1,59 @@
+"""One PDF of the whole book: every page printed by a browser, in the order of the table of contents."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from pathlib import Path
+
+import yaml
+from tqdm import tqdm
+
+from normbook import claims
+from normbook.errors import InputError
+
+
+def names(toc: str) -> list[str]:
+    """The pages of a table of contents (the text of _toc.yml), in order, without their ending."""
+    content = yaml.safe_load(toc)
+    return [content["root"], *(page["file"] for part in content["parts"] for page in part["chapters"])]
+
+
+def write(site: Path, target: Path) -> int:
+    """Print the built ``site`` into ``target``; return the number of pages.
+
+    Raises:
+        InputError: the book is not built, or there is no browser, or a package of the extra `test` is missing.
+    """
+    try:
+        from playwright.sync_api import Error, sync_playwright
+        from pypdf import PdfReader, PdfWriter
+    except ImportError as error:
+        raise InputError(f"a PDF needs the package {error.name}; install the extra test of pyproject.toml") from None
+    files = [
+        (site / f"{name}.html").resolve() for name in names((claims.ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    ]
+    missing = [file for file in files if not file.exists()]
+    if missing:
+        raise InputError(f"{missing[0]} is not there: build the book first, with make book")
+    program = next((found for name in ("chromium", "google-chrome") if (found := shutil.which(name))), None)
+    writer = PdfWriter()
+    with sync_playwright() as playwright:
+        try:
+            # without a sandbox: a container's root user cannot have one, and the pages are our own
+            browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        except Error as error:
+            raise InputError(f"no browser to print with: install chromium ({str(error).splitlines()[0]})") from None
+        page = browser.new_page()
+        for file in tqdm(files, unit="page"):
+            page.goto(file.as_uri(), wait_until="networkidle")
+            # folded solutions and code would be lost on paper
+            page.evaluate("document.querySelectorAll('details').forEach((each) => (each.open = true))")
+            printed = page.pdf(
+                format="A4", margin={"top": "18mm", "bottom": "18mm", "left": "14mm", "right": "14mm"}, scale=0.8
+            )
+            writer.append(io.BytesIO(printed), outline_item=page.title().split(" — ")[0])
+        browser.close()
+    with target.open("wb") as file_:
+        writer.write(file_)
+    return len(PdfReader(target).pages)
