@@ -247,7 +247,9 @@ def lay_out(files, folder, monkeypatch):
 
 
 def state(folder):
-    return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+    """Every file and folder with its content; Python's own cache of a module that was imported is not ours."""
+    found = [path for path in folder.rglob("*") if "__pycache__" not in path.parts]
+    return {str(path): path.read_bytes() if path.is_file() else None for path in found}
 
 
 def lines_of(err):
