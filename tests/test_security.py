@@ -120,7 +120,7 @@ def test_the_scan_passes_what_is_safe(safe):
 
 
 # an image that is a picture, text, and verdicts that pages leave out
-SHOWN = {"text/plain", "text/markdown", "image/png", "application/vnd.normbook.verdicts+json"}
+SHOWN = {"text/plain", "text/markdown", "image/png", "text/csv", "application/vnd.normbook.verdicts+json"}
 ACTIVE = re.compile(r"<\s*(script|iframe|object|embed|link|svg)|\bon\w+\s*=\s*[\"']|javascript:|https?://|url\(", re.I)
 
 
