@@ -81,7 +81,7 @@ def eager(config):
     ({"precision": "auto"}, "unknown precision"), ({"evaluate": ("tests",)}, "did you mean 'test'"),
     ({"epochs": 1}, "exactly one"), ({"steps": None}, "exactly one"), ({"steps": 0}, "at least 1"),
     ({"batch_size": 0}, "at least 1"), ({"lr": 0.0}, "learning rate"), ({"lr": -0.1}, "learning rate"),
-    ({"lr": math.nan}, "learning rate"), ({"lr": math.inf}, "learning rate"),
+    ({"lr": math.nan}, "lr is nan"), ({"lr": math.inf}, "lr is inf"),
 ])  # fmt: skip
 def test_a_configuration_that_makes_no_sense_is_bad_input(wrong, said):
     with pytest.raises(InputError, match=said):

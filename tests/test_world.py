@@ -52,11 +52,16 @@ from normbook.errors import InputError
 from normbook.train import Config
 
 class Here:
+    failed = None  # the first failure: a grid ends its workers at it, so nothing is run after it
+
     def submit(self, function, *arguments):
         future = Future()
         try:
+            if self.failed is not None:
+                raise self.failed
             future.set_result(function(*arguments))
         except BaseException as error:
+            self.failed = error
             future.set_exception(error)
         return future
 
