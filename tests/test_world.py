@@ -52,12 +52,12 @@ from normbook.errors import InputError
 from normbook.train import Config
 
 class Here:
-    failed = None  # the first failure: a grid ends its workers at it, so nothing is run after it
+    failed, stops = None, False  # whether nothing is run after the first failure, as with workers that end at it
 
     def submit(self, function, *arguments):
         future = Future()
         try:
-            if self.failed is not None:
+            if self.stops and self.failed is not None:
                 raise self.failed
             future.set_result(function(*arguments))
         except BaseException as error:
@@ -101,6 +101,8 @@ attempt()
 """
 
 READ_ONLY = """
+Here.stops = True
+
 def run(configs, device):
     trained.extend(configs)
     if len(trained) == 4:
