@@ -129,6 +129,7 @@ def _drive(folder: Path, method: str) -> int:
 def soak(kills: int, seed: int) -> Counts:
     """Start grids, kill their drivers and workers so often, and look at the records after each kill."""
     counts, chance = Counts(), random.Random(seed)
+    tqdm.monitor_interval = 0  # no thread beside us: a lock that it held would be held for ever in what we fork
     with tqdm(total=kills, unit="kill", file=sys.stderr) as bar:
         while counts.kills < kills and not counts.bad:
             with tempfile.TemporaryDirectory(prefix="normbook-soak-") as folder:

@@ -261,6 +261,8 @@ def test_ctrl_c_twice_is_one_line_and_leaves_no_process(tmp_path, command):
         process = subprocess.Popen(
             [sys.executable, "-m", *command, str(tmp_path)], stdout=subprocess.DEVNULL, stderr=err, env=environment(),
             start_new_session=True, cwd=tmp_path,
+            # a shell starts what runs in its background with Ctrl-C switched off, and children inherit that
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
     limit = time.monotonic() + 120
     while len(descendants(process.pid)) < 2 and process.poll() is None and time.monotonic() < limit:
