@@ -49,7 +49,7 @@ def test_the_check_for_outside_requests_can_fail(opened, root):
 
 def test_the_check_for_overflow_can_fail(opened):
     page, _ = opened("book/index.html", 360)
-    page.evaluate("document.querySelector('main h1').style.width = '900px'")
+    page.evaluate("document.querySelector('article.bd-article h1').style.width = '900px'")
     assert "overflow" in page.evaluate(OVERFLOW)
 
 
