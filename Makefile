@@ -34,7 +34,7 @@ test: $(ENV)     ## every test: unit tests, types, style, notebooks, the strict 
 	@echo "== the book, warnings are errors"
 	@$(PY) -m normbook book --committed --strict --build-dir _build/test
 	@echo "== the built book in a browser"
-	@$(PY) -m pytest tests/browser -o addopts="-q -W error -p no:cacheprovider -rs" --site _build/test/_build/html
+	@$(PY) -m pytest tests/browser -o addopts="-q -W error -p no:cacheprovider -rs -n 2" --site _build/test/_build/html
 	@echo "all tests passed"
 
 refresh: $(ENV)  ## run the chapters and rewrite their committed outputs and verdicts

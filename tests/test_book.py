@@ -102,13 +102,14 @@ def test_downloads_are_a_script_that_compiles_and_one_table():
         compile(book.downloads(chapters.read(path).notebook)[0], path.stem, "exec")
 
 
-def test_a_site_is_slimmed_without_touching_its_pages(tmp_path):
+def test_a_site_is_slimmed_and_its_tables_have_no_empty_headers(tmp_path):
     (tmp_path / "_sources").mkdir()
     code = nbformat.v4.new_code_cell("1", outputs=[nbformat.v4.new_output("stream", text="1")], execution_count=1)
     nbformat.write(chapter(code), tmp_path / "_sources" / "05.ipynb")
     (tmp_path / "a.js.map").write_text("{}")
-    (tmp_path / "a.html").write_text("a")
+    (tmp_path / "a.html").write_text('<th class="head"><p></p></th><th class="head"><p>x</p></th><div role="list">')
     book.slim(tmp_path)
     assert sorted(p.name for p in tmp_path.rglob("*.*")) == ["05.ipynb", "a.html"]
+    assert (tmp_path / "a.html").read_text() == '<td></td><th class="head"><p>x</p></th><div>'
     (cell,) = nbformat.read(tmp_path / "_sources" / "05.ipynb", 4).cells
     assert (cell.source, cell.outputs, cell.execution_count) == ("1", [], None)

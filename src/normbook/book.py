@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -172,9 +173,13 @@ def build(staged: Path, output: Path, strict: bool = False) -> Path:
 
 
 def slim(site: Path) -> None:
-    """Take from a built site what no reader needs: the theme's script maps and translations, outputs in downloads."""
+    """Take from a built site what no reader needs, and what a screen reader stumbles over.
+
+    The theme's script maps, translations and fonts for old browsers, outputs in downloads; empty header cells, and
+    roles that are not allowed on the entries of the bibliography.
+    """
     shutil.rmtree(site / "_static" / "locales", ignore_errors=True)
-    for path in site.rglob("*.map"):
+    for path in [*site.rglob("*.map"), *site.rglob("*.ttf")]:
         path.unlink()
     for path in (site / "_sources").rglob("*.ipynb"):
         notebook = nbformat.read(path, as_version=4)
@@ -182,3 +187,9 @@ def slim(site: Path) -> None:
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = [], None
         nbformat.write(notebook, path)
+    for path in site.rglob("*.html"):
+        text = path.read_text(encoding="utf-8")
+        better = re.sub(r'<th class="head[^"]*"><p></p></th>', "<td></td>", text)
+        better = re.sub(r' role="(doc-biblioentry|doc-backlink|list)"', "", better)
+        if better != text:
+            path.write_text(better, encoding="utf-8")

@@ -86,7 +86,7 @@ def picture(found: dict[str, Any], region: Sequence[float | None]) -> str:
 def overview(rows: Sequence[Row]) -> str:
     """Every claim as a sign, a line a chapter: the figure of the first page."""
     slugs = {int(slug[:2]): slug for slug in claims.chapters()}
-    lines = ['<div class="overview" role="list">']
+    lines = ['<ul class="overview">']
     for chapter in sorted({row["chapter"] for row in rows}):
         own = [row for row in rows if row["chapter"] == chapter]
         found = counts(own)
@@ -99,10 +99,10 @@ def overview(rows: Sequence[Row]) -> str:
         )
         name = claims.load(chapter).title.split(". ", 1)[-1].split(":")[0]
         lines.append(
-            f'<div role="listitem"><a href="../notebooks/{slugs[chapter]}.html">{chapter}. {escape(name)}</a>'
-            f'<span class="signs" role="img" aria-label="{said}">{signs}</span></div>'
+            f'<li><a href="../notebooks/{slugs[chapter]}.html">{chapter}. {escape(name)}</a>'
+            f'<span class="signs" role="img" aria-label="{said}">{signs}</span></li>'
         )
-    return "\n".join([*lines, "</div>"])
+    return "\n".join([*lines, "</ul>"])
 
 
 def scoreboard(rows: Sequence[Row]) -> str:
