@@ -96,9 +96,7 @@ def write(number: int, passes: Sequence[Pass]) -> None:
         }
         lines.append(json.dumps({**vars(one), "verdicts": found}))
     text = f'{{"chapter": {number}, "passes": [\n' + ",\n".join(lines) + "\n]}\n"
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
+    chapters.write_text(path, text)
 
 
 def keep(number: int, way: str, seed: int, executed: Executed) -> None:
