@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 from pathlib import Path
+from typing import Any
 
 import yaml
 from tqdm import tqdm
@@ -17,6 +18,13 @@ def names(toc: str) -> list[str]:
     """The pages of a table of contents (the text of _toc.yml), in order, without their ending."""
     content = yaml.safe_load(toc)
     return [content["root"], *(page["file"] for part in content["parts"] for page in part["chapters"])]
+
+
+def launch(playwright: Any) -> Any:
+    """Start Chromium or Chrome of this machine, or Playwright's own; raises Playwright's Error where there is none."""
+    program = next((found for name in ("chromium", "google-chrome") if (found := shutil.which(name))), None)
+    # without a sandbox: a container's root user cannot have one, and the pages are our own
+    return playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
 
 
 def write(site: Path, target: Path) -> int:
@@ -36,12 +44,10 @@ def write(site: Path, target: Path) -> int:
     missing = [file for file in files if not file.exists()]
     if missing:
         raise InputError(f"{missing[0]} is not there: build the book first, with make book")
-    program = next((found for name in ("chromium", "google-chrome") if (found := shutil.which(name))), None)
     writer = PdfWriter()
     with sync_playwright() as playwright:
         try:
-            # without a sandbox: a container's root user cannot have one, and the pages are our own
-            browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+            browser = launch(playwright)
         except Error as error:
             raise InputError(f"no browser to print with: install chromium ({str(error).splitlines()[0]})") from None
         page = browser.new_page()

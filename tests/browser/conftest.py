@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import http.server
-import shutil
 import threading
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Error, Page, sync_playwright
+
+from normbook import pdf
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -50,11 +51,9 @@ def address(root: Path) -> str:
 @pytest.fixture(scope="session")
 def browser():  # type: ignore[no-untyped-def]
     """Chromium or Chrome of this machine, or Playwright's own."""
-    program = next((found for name in ("chromium", "google-chrome") if (found := shutil.which(name))), None)
     with sync_playwright() as playwright:
         try:
-            # without a sandbox: a container's root user cannot have one, and the pages are our own
-            found: Browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+            found: Browser = pdf.launch(playwright)
         except Error as error:
             pytest.skip(f"no browser here: install chromium, or run playwright install chromium ({str(error)[:80]})")
         yield found
