@@ -12,6 +12,9 @@ from playwright.sync_api import Browser, Error, Page, sync_playwright
 
 from normbook import pdf
 
+# fonts are there, and formulas are drawn where a page has any
+SETTLED = "() => Promise.all([document.fonts.ready, window.MathJax?.startup?.promise])"
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--site", default="_build/test/_build/html", help="folder of the built book")
@@ -67,12 +70,13 @@ def opened(browser: Browser, address: str):  # type: ignore[no-untyped-def]
 
     def open_(name: str, width: int = 1280, theme: str = "light") -> tuple[Page, list[str]]:
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)  # type: ignore[arg-type]
+        context.set_default_timeout(180_000)  # ms; a busy machine is no fault of the page
         contexts.append(context)
         page, problems = context.new_page(), []
         watch(page, problems, address)
         page.add_init_script(f"localStorage.setItem('mode', '{theme}'); localStorage.setItem('theme', '{theme}')")
         page.goto(name if "://" in name else f"{address}/{name}", wait_until="load")
-        page.wait_for_load_state("networkidle")
+        page.evaluate(SETTLED)
         return page, problems
 
     yield open_
