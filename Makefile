@@ -27,7 +27,7 @@ test: $(ENV)     ## every test: unit tests, types, style, notebooks, the strict 
 	@echo "== unit tests"
 	@$(PY) -m pytest tests
 	@echo "== notebooks: the committed verdicts, run again"
-	@$(PY) -m pytest notebooks -c tests/nbval.ini --rootdir=. --nbval-lax --nbval-current-env -v
+	@$(PY) -m pytest notebooks -c tests/nbval.ini --rootdir=. --nbval-lax --nbval-current-env -v -n 2 --dist loadfile
 	@echo "== every chapter at its smallest, with other parameters"
 	@mkdir -p _build/tiny
 	@$(PY) -m normbook run all --scale tiny --seed 7 --norm torch.nn --precision fp32 --device cpu --out _build/tiny

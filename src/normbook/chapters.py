@@ -107,7 +107,7 @@ def _execute(path: Path, folder: Path, parameters: Mapping[str, Any]) -> Execute
         papermill.execute_notebook(
             str(path), str(unfinished), dict(parameters), cwd=str(folder), kernel_name="python3",
             progress_bar=sys.stderr.isatty(), stderr_file=sys.stderr, execution_timeout=CELL_SECONDS,
-            start_timeout=60,
+            start_timeout=60, extra_arguments=["--log-level=40"],  # errors: a warning about 127.0.0.1 comes each time
         )  # fmt: skip
     except PapermillExecutionError as error:
         if error.ename == "InputError":

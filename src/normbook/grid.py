@@ -159,6 +159,10 @@ def _workers(number: int) -> Iterator[ProcessPoolExecutor]:
             raise InputError(
                 f"a worker ran out of memory ({reason}); finished runs are kept: free some, run the same command again"
             ) from error
+        if isinstance(error, OSError) and error.filename:
+            raise InputError(
+                f"{error.filename}: {error.strerror}; finished runs are kept: mend this, run the same command again"
+            ) from error
         raise
 
 

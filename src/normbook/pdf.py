@@ -13,6 +13,19 @@ from tqdm import tqdm
 from normbook import claims
 from normbook.errors import InputError
 
+# Folded solutions and claims would be lost on paper, so they are opened; folded code is plumbing, and goes.
+UNFOLD = """() => {
+  document.querySelectorAll(".cell details.hide").forEach((each) => each.remove());
+  document.querySelectorAll("details").forEach((each) => (each.open = true));
+}"""
+PAPER = """@media print {
+  #jb-print-toc, .prev-next-footer { display: none !important; }
+  pre { white-space: pre-wrap !important; }
+  .cell, .cell_input, .highlight, .admonition, details, .sd-card, table, pre { break-inside: auto !important; }
+  tr, img, mjx-container[display="true"] { break-inside: avoid !important; }
+  h1, h2, h3, h4, summary { break-after: avoid !important; }
+}"""
+
 
 def names(toc: str) -> list[str]:
     """The pages of a table of contents (the text of _toc.yml), in order, without their ending."""
@@ -53,8 +66,8 @@ def write(site: Path, target: Path) -> int:
         page = browser.new_page()
         for file in tqdm(files, unit="page"):
             page.goto(file.as_uri(), wait_until="networkidle")
-            # folded solutions and code would be lost on paper
-            page.evaluate("document.querySelectorAll('details').forEach((each) => (each.open = true))")
+            page.evaluate(UNFOLD)
+            page.add_style_tag(content=PAPER)
             printed = page.pdf(
                 format="A4", margin={"top": "18mm", "bottom": "18mm", "left": "14mm", "right": "14mm"}, scale=0.8
             )
