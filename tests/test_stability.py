@@ -61,6 +61,19 @@ def test_agreement_counts_every_disagreement(root):
     assert not b.flips and not b.stable and str(b) == "B reproduced in 90%"
 
 
+def test_pages_show_an_unstable_verdict_as_inconclusive_with_its_rate(root):
+    def shown():
+        rows = [{"id": key, "scales": {"quick": {"verdict": REPRODUCED}}} for key in "AB"]
+        stability.temper([*rows, {"id": "C", "scales": {"quick": None}}], 5)
+        return [row["scales"]["quick"] for row in rows]
+
+    steady, moved = verdict(REPRODUCED), verdict(INCONCLUSIVE)
+    stability.write(5, [one(i, A=steady, B=moved if i < 1 else steady) for i in range(9)])
+    assert shown() == [{"verdict": REPRODUCED}] * 2, "nine passes are too few"
+    stability.write(5, [one(i, A=steady, B=moved if i < 1 else steady) for i in range(10)])
+    assert shown() == [{"verdict": REPRODUCED}, {"verdict": INCONCLUSIVE, "rate": "reproduced in 90% of 10 passes"}]
+
+
 def test_one_failed_control_is_not_stable(root):
     passes = [one(i, A=verdict(REPRODUCED)) for i in range(20)]
     stability.write(5, [*passes, one(0, stability.AVX2, A=verdict(REPRODUCED, control=INCONCLUSIVE))])

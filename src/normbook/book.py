@@ -47,6 +47,7 @@ def stage(executed: Sequence[Executed], folder: Path) -> None:
     rows = []
     for slug, chapter in zip(claims.chapters(), executed, strict=True):
         found = chapters.listing(claims.find(slug), chapter)
+        stability.temper(found, int(slug[:2]))
         rows += found
         agreement = stability.summary(int(slug[:2]), chapters.stamp(claims.find(slug)))
         links = "Downloads: {download}`Python <SLUG.py>`, {download}`the figures' numbers (CSV) <SLUG.csv>`."

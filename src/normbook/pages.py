@@ -42,7 +42,8 @@ def estimate_text(row: Row, found: dict[str, Any]) -> str:
 
 def badge(row: Row, found: dict[str, Any]) -> str:
     """Verdict, estimate, interval and unit as Markdown with the verdict's class."""
-    return f"[{found['verdict']}]{{.verdict-{found['verdict'].replace(' ', '-')}}} {estimate_text(row, found)}"
+    rate = f"{found['rate']}; here " if "rate" in found else ""
+    return f"[{found['verdict']}]{{.verdict-{found['verdict'].replace(' ', '-')}}} {rate}{estimate_text(row, found)}"
 
 
 def fill(text: str, rows: Sequence[Row]) -> str:
@@ -122,7 +123,8 @@ def scoreboard(rows: Sequence[Row]) -> str:
         "The picture shows the interval as a bar, the estimate as a dot and the region as a shaded box: a bar inside "
         "the box is *reproduced*, one wholly outside *not reproduced*. A control is the same statistic where the claim "
         "is false by construction: it must come out *not reproduced*. Where a claim is not reproduced, a planted "
-        "effect must come out *reproduced*. See {doc}`notation`.",
+        "effect must come out *reproduced*. A verdict that comes out otherwise in more than 5 % of the passes over other "
+        "base seeds is shown as inconclusive, with its rate ({doc}`status`). See {doc}`notation`.",
         "",
         "## All claims",
         "",
@@ -153,7 +155,7 @@ def _line(row: Row, scale: str, found: dict[str, Any]) -> str:
     page = f"../notebooks/{slugs[row['chapter']]}.html"
     cells = [
         f'<span class="claim-id">{escape(row["id"])}</span> {escape(row["statement"])}',
-        f'<span class="verdict-{css}">{found["verdict"]}</span> {scale}',
+        f'<span class="verdict-{css}">{found["verdict"]}</span> {scale} {found.get("rate", "")}'.rstrip(),
         picture(found, row["region"]),
         escape(estimate_text(row, found)),
         escape(region_text(tuple(row["region"]))),

@@ -13,10 +13,11 @@ from typing import Any
 
 from normbook import chapters, claims
 from normbook.chapters import Executed
-from normbook.claims import NOT_REPRODUCED, REPRODUCED, Verdict
+from normbook.claims import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, Verdict
 from normbook.errors import InputError
 
 AGREE = 0.95  # a claim whose verdict agrees less often is named
+ENOUGH = 10  # passes, from which on it is shown as inconclusive
 SHIPPED, BF16, ONE_CORE, AVX2 = "as shipped", "bf16", "one core", "avx2"
 # How many base seeds, from 0, each way to compute is passed through with.
 SEEDS = {SHIPPED: 20, BF16: 3, ONE_CORE: 3, AVX2: 3}
@@ -163,6 +164,16 @@ def agreement(number: int) -> list[Agreement]:
                 Agreement(key, verdict.verdict, share, {REPRODUCED, NOT_REPRODUCED} <= kinds, failed, len(each))
             )
     return found
+
+
+def temper(rows: Sequence[dict[str, Any]], number: int) -> None:
+    """Make a chapter's unstable verdicts at scale quick inconclusive for the pages, and add each one's ``rate``."""
+    unstable = {one.id: one for one in agreement(number) if one.share < AGREE and one.passes >= ENOUGH}
+    for row in rows:
+        found, one = row["scales"]["quick"], unstable.get(row["id"])
+        if found and one:
+            found["rate"] = f"{one.expected} in {one.share:.0%} of {one.passes} passes"
+            found["verdict"] = INCONCLUSIVE
 
 
 def summary(number: int, stamp: str) -> str:
