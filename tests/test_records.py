@@ -114,7 +114,8 @@ def test_the_name_does_not_change_with_what_is_not_part_of_the_run(monkeypatch):
 
 def test_the_code_hash_covers_the_modules_that_compute_a_record(tmp_path, monkeypatch):
     modules = {name: name for name in (
-        "data/dataset.py", "norms/batch.py", "norms/__init__.py", "models/__init__.py", "probes/inference.py", "train/loop.py",
+        "data/dataset.py", "norms/batch.py", "norms/__init__.py", "models/__init__.py", "probes/inference.py",
+        "train/loop.py",
     )}  # fmt: skip
 
     def hash_of(change):

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -108,10 +109,22 @@ def sha256_of(path: Path) -> str:
 
 
 def resized(image: np.ndarray, size: int) -> np.ndarray:
-    """An image [h, w, 3] (uint8) at ``size`` x ``size`` pixels, by area averaging."""
-    from PIL import Image
+    """An image [h, w, 3] (uint8) at ``size`` x ``size`` pixels: each the mean over its area, rounded once.
 
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BOX))
+    Pillow's box filter rounds the rows before the columns, upward: a mean of 16x16 pixels comes out a quarter too high.
+    """
+    height, width, channels = image.shape
+    rows = (_areas(height, size) @ image.reshape(height, -1)).reshape(size, width, channels)
+    return np.rint(_areas(width, size) @ rows).astype(np.uint8)
+
+
+@cache
+def _areas(n: int, size: int) -> np.ndarray:
+    """The share [size, n] that each of n pixels has in each of ``size``."""
+    edges = np.arange(size + 1) * n / size
+    pixels = np.arange(n)
+    overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    return np.clip(overlap, 0, None) * size / n
 
 
 def check_bytes(n: int, shape: tuple[int, ...], where: str) -> None:
