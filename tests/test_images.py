@@ -4,7 +4,11 @@ import hashlib
 import io
 import json
 import multiprocessing
+import os
+import subprocess
+import sys
 import tarfile
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-from normbook import data
+from normbook import data, grid, records, train
 from normbook.data import cache, dataset, images, sources
 from normbook.errors import InputError
+from normbook.train import Config
 
 COUNTS = {"train": {"cat": 10, "dog": 25}, "test": {"cat": 3, "dog": 4}}
 
@@ -172,15 +177,18 @@ def test_files_that_are_no_images_and_hidden_ones_are_left_out(tmp_path):
 
 
 def test_processes_decode_the_same_as_this_one(tmp_path, monkeypatch):
-    laid_out(tmp_path / "pets")
-    here = images.read_folder(tmp_path / "pets", 4)
-    monkeypatch.setattr(images, "FEW", 1)
-    monkeypatch.setattr(images, "BLOCK", 10)
-    there = images.read_folder(tmp_path / "pets", 4)
-    assert np.array_equal(here.pixels, there.pixels) and here.counts == there.counts
+    """The workers import torch, which takes seconds: so one pool, for what is whole and for what is broken."""
+    pictures = laid_out(tmp_path / "pets")
     (tmp_path / "pets/test/dog/000.png").write_bytes(b"no image")
-    with pytest.raises(InputError, match="test/dog/000.png is no image that can be read"):
-        images.read_folder(tmp_path / "pets", 4)
+    names = sorted(pictures)
+    blocks = [[name for name in names if name.startswith("train")], ["test/cat/000.png", "test/dog/000.png"]]
+    work = [([tmp_path / "pets" / name for name in block], block, 4, (4, 4, 3), "pets") for block in blocks]
+    monkeypatch.setattr(images.os, "sched_getaffinity", lambda _: {0}, raising=False)
+    results = images._results(work, images.FEW + 1)
+    there, here = next(results), images._decode_block(*work[0])
+    assert np.array_equal(there[0], here[0]) and there[1] == here[1]
+    with pytest.raises(InputError, match="pets: test/dog/000.png is no image that can be read"):
+        next(results)
     assert multiprocessing.active_children() == []
 
 
@@ -393,6 +401,39 @@ def test_decoded_images_are_written_whole_or_not_at_all(at, call, tmp_path, fold
     assert len(data.load(f"imagefolder:{tmp_path / 'pets'}").train) == 32
 
 
+def test_a_worker_reads_the_dataset_where_its_driver_has_it(tmp_path, folder):
+    """The worker's own default folder is another one: this process was told, and tells it."""
+    name, path = kept(tmp_path, folder)
+    (found,) = grid.compute(hash_in_worker, [(name,)])
+    assert found == data.load(name).content_hash
+
+
+def hash_in_worker(name):
+    return data.load(name).content_hash
+
+
+def test_records_carry_the_name_and_the_content_and_never_the_path(tmp_path, folder):
+    laid_out(tmp_path / "pets")
+    text = f"imagefolder:{tmp_path / 'pets'}"
+    config = Config("batch_norm", lr=0.1, depth=10, width=0.25, batch_size=8, steps=2, data=text, augment=True)
+    found = data.load(text)
+    assert config.data == found.name and config == Config(**asdict(config))
+    (result,) = train.run([config])
+    record = records.make(result)
+    assert record["data_hash"] == found.content_hash and record["outcome"] == {"finished": True}
+    assert str(tmp_path) not in json.dumps(record) and grid.config_of(record) == config
+    assert record["name"] == records.name_of(asdict(config), found.content_hash)
+
+
+def test_a_record_never_says_where_to_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "read_folder", lambda *_: pytest.fail("read"))
+    laid_out(tmp_path / "pets")
+    content = asdict(Config("none", steps=2)) | {"data": f"imagefolder:{tmp_path / 'pets'}"}
+    for text in (content["data"], str(tmp_path / "pets"), ["digits"], None):
+        with pytest.raises(InputError, match="record x: no configuration of this version"):
+            grid.config_of({"name": "x", "config": content | {"data": text}})
+
+
 def test_a_change_in_memory_never_reaches_the_file(tmp_path, folder):
     name, path = kept(tmp_path, folder)
     before = path.read_bytes()
@@ -418,10 +459,6 @@ def test_two_processes_decode_once(tmp_path, folder):
 
 
 def started(script, *arguments):
-    import os
-    import subprocess
-    import sys
-
     environment = {**os.environ, "PYTHONPATH": str(Path(data.__file__).parents[2])}
     return subprocess.Popen(
         [sys.executable, "-c", script, *map(str, arguments)], env=environment, stdout=subprocess.PIPE, text=True
