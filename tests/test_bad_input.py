@@ -24,6 +24,7 @@ PLAN = grid.at_scale(scale, quick={"steps": 2})
 RUNS = [Config("none", lr=0.1, depth=10, width=0.25, batch_size=8, n_train=16, norm=norm, **PLAN)]
 CLAIMS = []
 """
+READS_DATA = "RUNS = [Config('none', lr=0.1, steps=2, data=data or 'digits')]\n"
 RUN = Config("none", lr=0.1, depth=10, width=0.25, batch_size=8, n_train=16, steps=2)
 PARAMETERS = "scale = 'quick'\nseed = 0\ndevice = 'auto'\nprecision = 'auto'\nnorm = 'normbook.norms'\ndata = ''"
 GRID = "grid 5 --device cpu --out out"
@@ -142,7 +143,23 @@ PARAMETER = [
 FOLDERS = [
     Case("run 5 --data digit", "did you mean 'digits'?"),
     Case("run 4 --data digit", "did you mean 'digits'?"),
-    Case("run 5 --data ./pictures", "unknown data set './pictures' (one of: digits)", {"pictures/a.png": b"\x89PNG"}),
+    Case("run 5 --data ./nowhere", "data set './nowhere': there is no such file or folder"),
+    Case("run 5 --data ./pictures", "pictures holds no data set: no train/ and test/", {"pictures/a.png": b"\x89PNG"}),
+    Case("run 5 --data empty", "normbook data fetch --data empty brings cifar10", {"empty/": ""}),
+    Case("run 5 --data imagefolder:pets", "pets has no folder test/", {"pets/train/cat/a.png": b"\x89PNG"}),
+    Case("run 5 --data pets", "only one class, 'cat': a classifier needs two",
+         {"pets/train/cat/a.png": b"\x89PNG", "pets/test/cat/a.png": b"\x89PNG"}),
+    Case("run 5 --data pets", "train/dog holds no image", {"pets/train/dog/": "", "pets/test/": ""}),
+    Case("run 5 --data imagefolder:", "say where it is, as in imagefolder:PATH"),
+    Case("run 5 --data digits@16", "the digits come with scikit-learn, without a path and in one size"),
+    Case("run 5 --data cifar10@big", "unknown data set 'cifar10@big'; did you mean 'cifar10'?"),
+    Case("run 5 --data x.tar.gz", "the archive neither of cifar10 nor of cifar10-jpeg", {"x.tar.gz": b"\x1f\x8b"}),
+    Case("run 5 --data cifar10-jpeg:x.tgz", "not the archive of cifar10-jpeg: its sha256", {"x.tgz": b"\x1f\x8b"}),
+    Case("run 5 --data cifar10:empty", "normbook data fetch --data ", {"empty/": ""}),
+    Case("data fetch --data nowhere/x", "data set 'nowhere/x': there is no such file or folder"),
+    Case("data --data nowhere", "'nowhere' is not a folder that is there"),
+    Case("data fetsh", "No such command 'fetsh'"),
+    chapter("grid 5 --device cpu --out out --data digit", "did you mean 'digits'?", declare=DECLARE + READS_DATA),
     Case("run 5 --out missing/folder", "missing/folder does not exist; make it first"),
     Case("run 5 --out Makefile", "the output folder Makefile is not a folder", {"Makefile": ""}),
     Case("run 5", "normbook-results: File exists; name another with --out", {"normbook-results": ""}),
@@ -187,7 +204,7 @@ CONFIGURATION = [
     config("'none', steps=2, augment=1", "augment is 1, which is no bool"),
     config("'none', steps=2, model='mpl'", "did you mean 'mlp'?"),
     config("'none', steps=2, optimizer='sdg'", "did you mean 'sgd'?"),
-    config("'none', steps=2, data='cifar'", "unknown data set 'cifar' (one of: digits)"),
+    config("'none', steps=2, data='cifar'", "unknown data set 'cifar'; did you mean 'cifar10'?"),
     config("'none', steps=2, evaluate=('tst',)", "unknown evaluate 'tst'; did you mean 'test'?"),
     config("'none', steps=2, evaluate='test'", "evaluate is 'test', which is no tuple[str, ...]"),
     config("'none', steps=2, seed=(0,)", "seed is (0,), which is no tuple[int, int]"),

@@ -113,3 +113,43 @@ def test_help_names_the_commands(monkeypatch, capsys):
     code, out, _ = call(monkeypatch, capsys, "--help")
     assert code == 0
     assert all(name in out for name in ("run", "claims", "book", "refresh"))
+
+
+@pytest.fixture
+def pets(monkeypatch, tmp_path):
+    """An image folder `pets` in the current folder, and a default folder of our own."""
+    import numpy as np
+    from PIL import Image
+
+    from normbook.data import sources
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sources, "default_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(sources, "places", {})
+    sources._prepared.cache_clear()
+    for i, name in enumerate(f"{part}/{label}/{n}.png" for part in ("train", "test") for label in "ab" for n in "123"):
+        (tmp_path / "pets" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), 20 * i, np.uint8)).save(tmp_path / "pets" / name)
+    return tmp_path / "pets"
+
+
+def test_fetch_decodes_and_data_lists_what_is_there_and_says_what_is_damaged(monkeypatch, capsys, pets, tmp_path):
+    code, fetched, err = call(monkeypatch, capsys, "data", "fetch", "--data", "pets")
+    assert code == 0 and "12 images" in fetched and "2 classes" in fetched and "3x8x8" in fetched
+    digits = "digits                     1,797 images    10 classes  1x8x8      c5c77c19b8130a67\n"
+    assert call(monkeypatch, capsys, "data") == (0, digits + fetched, "")
+    assert call(monkeypatch, capsys, "data", "--data", str(tmp_path / "cache")) == (0, digits + fetched, "")
+    (path,) = (tmp_path / "cache").glob("*.npy")
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    code, out, _ = call(monkeypatch, capsys, "data")
+    assert code == 0 and out.startswith(digits) and "damaged decoded images" in out and len(out.splitlines()) == 2
+
+
+def test_a_chapter_gets_the_place_of_the_data_as_an_absolute_path(monkeypatch, capsys, pets, tmp_path):
+    """It runs in another folder, and in another process."""
+    seen = []
+    monkeypatch.setattr(chapters, "execute", lambda path, folder, parameters: seen.append(parameters) or 1 / 0)
+    (tmp_path / "out").mkdir()
+    for text, meant in (("pets", f"imagefolder:{pets}"), ("imagefolder@4:./pets", f"imagefolder@4:{pets}")):
+        code, _, err = call(monkeypatch, capsys, "run", "4", "--device", "cpu", "--data", text, "--out", "out")
+        assert code == 3 and "ZeroDivisionError" in err and seen[-1]["data"] == meant

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from normbook import data
-from normbook.data import Split, batches
+from normbook.data import Split, batches, dataset
 from normbook.errors import InputError
 
 
@@ -72,7 +72,7 @@ def test_the_content_hash_is_pinned():
 
 
 def assembled(pixels, labels, parts):
-    return data._assemble("x", pixels, labels, parts, 2, "cpu", 0, False).content_hash
+    return dataset._assemble("x", pixels, labels, parts, 2, "cpu", 0, False).content_hash
 
 
 def test_the_content_hash_covers_pixels_labels_and_split():

@@ -18,7 +18,7 @@ def trained(config=TINY, seeds=(0, 1)):
     training = train.Training([replace(config, seed=(0, i)) for i in seeds])
     for _ in training:
         pass
-    return training.net, train.loop._chunks(training, 20)
+    return training.net, list(train.loop._chunks(training, 20))
 
 
 @SPACES

@@ -48,7 +48,7 @@ def commands() -> None:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda")
 @click.option("--precision", default="auto", show_default=True, help="auto, fp32 or bf16")
 @click.option("--norm", default="normbook.norms", show_default=True, help="namespace with torch.nn's norm classes")
-@click.option("--data", default="", help="data set  [default: the digits]")
+@click.option("--data", default="", help="data set: NAME, NAME:PATH or PATH  [default: the digits]")
 @click.option("--out", type=Path, default=None, help="existing folder for the results  [default: normbook-results]")
 @click.option("--json", "as_json", is_flag=True, help="print the verdicts as JSON")
 @debug
@@ -68,6 +68,7 @@ def run(
     on = train.resolve_device(device)
     train.resolve_precision(precision, scale, on)
     if data:
+        parameters["data"] = str(datasets.locate(data))  # the chapter runs in another folder
         datasets.load(data)  # not every chapter reads it: say at once what is wrong with it
     sys.path.insert(0, os.getcwd())  # a norm namespace of the user's own may stand beside us
     for path in paths:
@@ -150,6 +151,31 @@ def list_claims(as_json: bool) -> int:
     rows = [row for path in claims.chapters().values() for row in chapters.listing(path)]
     click.echo(json.dumps(rows, indent=1) if as_json else table(rows))
     return 0
+
+
+@commands.group("data", invoke_without_command=True)
+@click.option("--data", "place", default="", help="folder with decoded images  [default: ~/.cache/normbook]")
+@click.pass_context
+@debug
+def list_data(context: click.Context, place: str) -> None:
+    """List the data sets that are decoded and ready, after checking them."""
+    if context.invoked_subcommand is None:
+        for found in datasets.present(place):
+            click.echo(found if isinstance(found, InputError) else _line(found))
+
+
+@list_data.command()
+@click.option("--data", default="", help="folder to bring CIFAR-10 into, or any data set  [default: ~/.cache/normbook]")
+@debug
+def fetch(data: str) -> None:
+    """Bring a data set for use without a network: download CIFAR-10 if it is not there, decode, check."""
+    click.echo(_line(datasets.fetch(data)))
+
+
+def _line(found: datasets.Dataset) -> str:
+    n = len(found.train) + len(found.validation) + len(found.test)
+    shape = "x".join(map(str, found.shape))
+    return f"{found.name:24} {n:7,} images  {found.classes:4} classes  {shape:10} {found.content_hash}"
 
 
 @commands.command()

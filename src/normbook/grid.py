@@ -89,6 +89,8 @@ def config_of(record: Record) -> Config:
     """
     given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record["config"].items()}
     try:
+        if not data.is_name(given.get("data", Config.data)):
+            raise InputError(f"unknown data set {given['data']!r}")  # a record never says where to read
         return Config(**given)
     except (TypeError, ValueError) as error:
         name = record.get("name", "without a name")
@@ -166,13 +168,19 @@ def _workers(number: int) -> Iterator[ProcessPoolExecutor]:
         raise
 
 
-def _submit(pool: ProcessPoolExecutor, *work: Any) -> Future:
+def _submit(pool: ProcessPoolExecutor, function: Callable[..., Any], *work: Any) -> Future:
     """Hand work to a pool. A worker that this starts never hears Ctrl-C, not even while it imports torch."""
     heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        return pool.submit(*work)
+        return pool.submit(_placed, dict(data.places), function, *work)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, heard)
+
+
+def _placed(places: dict[str, Path], function: Callable[..., Any], *work: Any) -> Any:
+    """In a worker: work with the datasets where the driver has them."""
+    data.places.update(places)
+    return function(*work)
 
 
 def _run_missing(
@@ -293,6 +301,7 @@ def _command(arguments: Sequence[str]) -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--norm", default="normbook.norms")
+    parser.add_argument("--data", default="", help="data set, as in normbook run")
     parser.add_argument("--out", type=Path, required=True, help="folder for the records; it must exist")
     parser.add_argument("--refresh", action="store_true", help="train again what older code computed")
     parser.add_argument("--debug", action="store_true", help="show the traceback of what goes wrong")
@@ -302,7 +311,7 @@ def _command(arguments: Sequence[str]) -> int:
     device = train.resolve_device(options.device)
     chapter = claims.load(
         options.chapter, scale=options.scale, seed=options.seed, device=device, precision=options.precision,
-        norm=options.norm,
+        norm=options.norm, data=options.data,
     )  # fmt: skip
     norms.namespace(options.norm, chapter.needs)
     scan = run(chapter.scan, options.out, device, refresh=options.refresh)

@@ -1,4 +1,4 @@
-"""Progress of a grid on stderr: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of a grid, or of decoding, on stderr: a bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class _Lines:
         self.stream.flush()
 
 
-def bar(total: int, initial: int) -> tqdm:
-    """Runs done, left and time to go on stderr; every 10 seconds where there is no terminal."""
+def bar(total: int, initial: int, unit: str = "run") -> tqdm:
+    """Runs (or another unit) done, left and time to go on stderr; every 10 seconds where there is no terminal."""
     terminal = sys.stderr.isatty()
     return tqdm(
-        total=total, initial=initial, unit="run", file=sys.stderr if terminal else _Lines(sys.stderr),
+        total=total, initial=initial, unit=unit, file=sys.stderr if terminal else _Lines(sys.stderr),
         mininterval=0.2 if terminal else 10, maxinterval=10, delay=0 if terminal else 10, smoothing=0,
     )  # fmt: skip

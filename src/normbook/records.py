@@ -19,7 +19,7 @@ from typing import Any
 from normbook.errors import InputError
 
 SCHEMA = 2  # 2: with a checksum
-CODE = ("data.py", "norms", "models", "probes/inference.py", "train")  # the modules that compute a record
+CODE = ("data", "norms", "models", "probes/inference.py", "train")  # the modules that compute a record
 REQUIRED = {
     "schema": int, "name": str, "config": dict, "data_hash": str, "code": str, "outcome": dict, "final": dict,
     "curves": dict, "device": str, "threads": int, "members": int, "compiled": bool, "versions": dict,

@@ -93,7 +93,7 @@ FAULTS = (
     Fault(
         id="blind-7-relabel-misses-last-class",
         family="training",
-        file="data.py",
+        file="data/sampling.py",
         old="drawn = torch.randint(classes, (len(chosen),), generator=generator)",
         new="drawn = torch.randint(classes - 1, (len(chosen),), generator=generator)",
         what=(

@@ -132,7 +132,7 @@ FAULTS = (
         "a refresh keeps the records of older code", (REFRESHED,),
     ),
     Fault(
-        "code-not-hashed", J, RECORDS, '("data.py", "norms", "models",', '("data.py", "models",',
+        "code-not-hashed", J, RECORDS, '("data", "norms", "models",', '("data", "models",',
         "a change of the norms leaves records current", (HASHED,),
     ),
     Fault(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from faults import TORCH, Fault
 
 T = "training"
-CONFIG, LOOP, OPTIMIZERS, DATA, GRID, LAYERS, RESNET = (
-    "train/config.py", "train/loop.py", "train/optimizers.py", "data.py", "grid.py", "models/layers.py",
-    "models/resnet.py",
+CONFIG, LOOP, OPTIMIZERS, DATA, SAMPLING, GRID, LAYERS, RESNET = (
+    "train/config.py", "train/loop.py", "train/optimizers.py", "data/dataset.py", "data/sampling.py", "grid.py",
+    "models/layers.py", "models/resnet.py",
 )  # fmt: skip
 TESTS, DRAWN, CHOSEN = "tests/test_train.py::", "tests/test_data.py::", "tests/test_grid.py::"
 SCHEDULE = TESTS + "test_the_learning_rate_is_constant_for_half_the_steps_then_halved_every_twentieth"
@@ -73,7 +73,7 @@ FAULTS = (
         ("tests/test_models.py::test_dropout_stands_where_it_is_asked_for_in_every_block",),
     ),
     Fault(
-        "order-not-shuffled", T, DATA, "torch.randperm(n, generator=g, device=g.device) for g in order",
+        "order-not-shuffled", T, SAMPLING, "torch.randperm(n, generator=g, device=g.device) for g in order",
         "torch.arange(n, device=g.device) for g in order", "images come in the order of the file",
         (DRAWN + "test_orders_differ_between_runs_and_between_epochs",),
     ),
@@ -146,7 +146,7 @@ FAULTS = (
         "images that do not fill a batch are not evaluated", (MEASURED,),
     ),
     Fault(
-        "last-batch-dropped-training", T, DATA, "range(0, n - batch_size + 1, batch_size)",
+        "last-batch-dropped-training", T, SAMPLING, "range(0, n - batch_size + 1, batch_size)",
         "range(0, n - batch_size, batch_size)", "the last full batch of an epoch is dropped",
         (DRAWN + "test_every_image_comes_at_most_once_an_epoch_and_others_are_left_out_in_the_next",),
     ),
@@ -179,7 +179,7 @@ FAULTS = (
         (TESTS + "test_label_noise_is_each_runs_own_and_training_measures_on_the_noisy_labels",),
     ),
     Fault(
-        "augmentation-shared", T, DATA, "(n,), generator=g, device=g.device) for g in augmentation",
+        "augmentation-shared", T, SAMPLING, "(n,), generator=g, device=g.device) for g in augmentation",
         "(n,), generator=augmentation[0].clone_state(), device=g.device) for g in augmentation",
         "all runs have the same shifts",
         (DRAWN + "test_augmentation_differs_between_runs_and_epochs_and_is_reproducible",),

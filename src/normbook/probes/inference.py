@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ def batch_statistics(net: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def reestimate(net: nn.Module, batches: Sequence[Tensor]) -> None:
+def reestimate(net: nn.Module, batches: Iterable[Tensor]) -> None:
     """Replace the running statistics by the mean of those of ``batches``, with weights fixed and dropout off.
 
     Inputs are [batch, M * channels, h, w]. Source: Li et al. 2018, section 4.2 (without augmentation).
@@ -56,7 +56,7 @@ def reestimate(net: nn.Module, batches: Sequence[Tensor]) -> None:
 
 
 @torch.no_grad()
-def variance_shift(net: nn.Module, batches: Sequence[Tensor], members: int) -> tuple[Tensor, Tensor]:
+def variance_shift(net: nn.Module, batches: Iterable[Tensor], members: int) -> tuple[Tensor, Tensor]:
     """(moving, real) variance at the input of each norm, each [norms, M], averaged over channels.
 
     ``moving`` is the running variance; ``real`` the variance of the norm's input over ``batches`` in inference mode

@@ -27,7 +27,7 @@ def example_gradients(config: Config, images: int) -> np.ndarray:
     """
     dataset = data.load(config.data)
     net = train.build([config] * images, dataset, "cpu").double()
-    x = dataset.train.images[:images].double().flatten(0, 1)[None]  # [1, images * channels, h, w]
+    x = dataset.train.take(slice(images)).double().flatten(0, 1)[None]  # [1, images * channels, h, w]
     logits = net(x)[0]
     F.cross_entropy(logits, dataset.train.labels[:images], reduction="sum").backward()
     parts = [p.grad.reshape(images, -1) for p in net.parameters() if p.grad is not None]
@@ -164,7 +164,7 @@ def rescaled(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
     order = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(train.streams(pair.seed)[1]))
     differences, losses = [], []
     for batch in order[: pair.steps * pair.batch].split(pair.batch):
-        x, labels = dataset.train.images[batch].double(), dataset.train.labels[batch]
+        x, labels = dataset.train.take(batch).double(), dataset.train.labels[batch]
         found = []
         for (net, rate, decay), speed in zip(nets, speeds, strict=True):
             logits = net(x)[:, 0]

@@ -38,6 +38,9 @@ class Config:
     weights (None: He). ``trainable``: "all" parameters, only gamma and beta of the norms ("norm"), or as many "random"
     weights of other layers. ``ghost_batch_size`` and the three ``dropout`` settings go to the arm, see `models.Arm`.
 
+    ``data`` is the name of a dataset. It may be given with its place, as ``cifar10-jpeg:PATH``, which this process
+    keeps (`data.use`): the place is no part of the run.
+
     ``n_train`` takes the first training images; ``label_noise`` is the share of them whose label is drawn anew, per
     seed. ``seed`` is (base seed, index of the run): base seeds share no run.
 
@@ -86,7 +89,7 @@ class Config:
                 raise InputError(f"configuration: {name} is {value!r:.40}, which is not a finite number")
             object.__setattr__(self, name, None if value is None else float(value))
         choose("arm", self.arm, models.ARMS)
-        choose("data set", self.data, data.DATASETS)
+        object.__setattr__(self, "data", data.use(self.data))
         for name, known in CHOICES.items():
             given = getattr(self, name)
             for one in given if isinstance(given, tuple) else (given,):

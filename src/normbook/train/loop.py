@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -121,7 +121,7 @@ class Training:
         labels = data.relabel(
             train.labels[:n], self.dataset.classes, config.label_noise, [streams(c.seed)[1] ^ 1 for c in configs]
         )
-        self.train = data.Split(train.images[:n], labels)
+        self.train = replace(train, pixels=train.pixels[:n], labels=labels)
         self.steps = config.steps or n // config.batch_size * (config.epochs or 0)
         self.net = build(configs, self.dataset, device)
         self.net.train()
@@ -228,11 +228,11 @@ def batch_losses(net: nn.Module, images: Tensor, labels: Tensor, precision: str 
     return loss.view(batch, members).mean(0)
 
 
-def _chunks(training: Training, size: int) -> list[Tensor]:
+def _chunks(training: Training, size: int) -> Iterator[Tensor]:
     """The training images in full batches of ``size``, the same for all runs, as the network takes them."""
-    images = training.train.images
-    whole = images[: len(images) // size * size]
-    return [net_input(part[:, None].expand(-1, training.net.members, -1, -1, -1)) for part in whole.split(size)]
+    for start in range(0, len(training.train) // size * size, size):
+        part = training.train.take(slice(start, start + size))
+        yield net_input(part[:, None].expand(-1, training.net.members, -1, -1, -1))
 
 
 def _evaluate(training: Training) -> dict[str, Tensor]:
@@ -261,10 +261,12 @@ def _evaluate_splits(training: Training, batch_size: int | None) -> dict[str, Te
     values: dict[str, Tensor] = {}
     for name in config.evaluate:
         split, count = splits[name], 0
-        loss = right = torch.zeros(net.members, device=split.images.device)
+        loss = right = torch.zeros(net.members, device=split.labels.device)
         n = len(split) if batch_size is None else len(split) // batch_size * batch_size
         size = batch_size or EVALUATION_BATCH
-        for images, labels in zip(split.images[:n].split(size), split.labels[:n].split(size), strict=True):
+        for start in range(0, n, size):
+            part = slice(start, min(start + size, n))
+            images, labels = split.take(part), split.labels[part]
             everyone = images[:, None].expand(-1, net.members, -1, -1, -1)
             labels = labels if labels.dim() == 2 else labels[:, None].expand(-1, net.members)
             with torch.autocast(images.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
