@@ -13,7 +13,7 @@ from typing import Any
 
 import nbformat
 
-from normbook import chapters, claims, pages, stability
+from normbook import chapters, claims, pages, sliders, stability
 from normbook.chapters import Executed
 from normbook.errors import InputError
 
@@ -50,7 +50,9 @@ def stage(executed: Sequence[Executed], folder: Path) -> None:
         rows += found
         agreement = stability.summary(int(slug[:2]), chapters.stamp(claims.find(slug)))
         links = "Downloads: {download}`Python <SLUG.py>`, {download}`the figures' numbers (CSV) <SLUG.csv>`."
-        dressed = dress(chapter.notebook, found, chapter.info, f"{agreement}\n\n{links.replace('SLUG', slug)}".strip())
+        notebook = nbformat.from_dict(json.loads(json.dumps(chapter.notebook)))
+        sliders.attach(slug, notebook)
+        dressed = dress(notebook, found, chapter.info, f"{agreement}\n\n{links.replace('SLUG', slug)}".strip())
         nbformat.write(dressed, folder / "notebooks" / f"{slug}.ipynb")
         script, numbers = downloads(chapter.notebook)
         (folder / "notebooks" / f"{slug}.py").write_text(script, encoding="utf-8")

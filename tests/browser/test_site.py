@@ -144,7 +144,52 @@ def test_the_scoreboard_filters_and_sorts_by_keyboard(opened):
     assert up != everything and page.evaluate(shown) == up[::-1] and problems == []
 
 
+SLIDERS = {"04_identity_bias": "block l", "06_large_lr_batch_size": "learning rate", "07_regularization_noise": "ghost"}
+
+
+@pytest.mark.parametrize("slug", SLIDERS)
+def test_a_slider_moves_by_keyboard_and_says_what_it_means(opened, slug):
+    page, problems = opened(f"notebooks/{slug}.html", 360)
+    slider = page.locator("figure.slider")
+    handle, said = slider.get_by_label(SLIDERS[slug]), slider.locator("output")
+    assert slider.is_visible() and said.get_attribute("aria-live") == "polite"
+    before, place = said.inner_text(), slider.locator(".scene:visible .cursor").first.get_attribute("transform")
+    handle.focus()
+    page.keyboard.press("ArrowRight")
+    assert said.inner_text() != before
+    assert slider.locator(".scene:visible .cursor").first.get_attribute("transform") != place
+    name = handle.get_attribute("aria-valuetext")
+    page.keyboard.press("ArrowLeft")
+    assert said.inner_text() == before and handle.get_attribute("aria-valuetext") != name
+    for key in ("Home", "End"):  # positions where some curves have no point
+        page.keyboard.press(key)
+        assert "undefined" not in said.inner_text() and "NaN" not in slider.inner_html()
+    if slider.locator("select").count():
+        slider.locator("select").focus()
+        page.keyboard.press("ArrowDown")
+        assert slider.locator(".scene:visible").count() == 1
+        assert slider.locator("option:checked").inner_text() in said.inner_text()
+    assert problems == []
+
+
+@pytest.mark.parametrize("slug", SLIDERS)
+def test_without_scripts_there_is_the_picture_and_no_dead_slider(browser, address, slug):
+    context = browser.new_context(java_script_enabled=False)
+    try:
+        page = context.new_page()
+        page.set_default_timeout(180_000)  # ms; a busy machine is no fault of the page
+        page.goto(f"{address}/notebooks/{slug}.html")
+        assert page.locator("figure.slider").count() == 1
+        assert page.locator("figure.slider").is_hidden() and page.locator("input[type=range]").is_hidden()
+        above = page.locator("xpath=//figure[contains(@class, 'slider')]/preceding::img[1]")
+        assert above.is_visible() and above.evaluate("e => e.naturalWidth") > 0
+    finally:
+        context.close()
+
+
 def test_the_book_opens_from_a_folder_without_a_server(opened, root):
+    page, problems = opened((root / "notebooks" / "04_identity_bias.html").resolve().as_uri())
+    assert page.locator("figure.slider output").inner_text() and problems == []
     page, problems = opened((root / "book" / "index.html").resolve().as_uri())
     assert problems == []
     page.get_by_role("link", name=re.compile("SkipInit")).first.click()
