@@ -151,7 +151,7 @@ SLIDERS = {"04_identity_bias": "block l", "06_large_lr_batch_size": "learning ra
 def test_a_slider_moves_by_keyboard_and_says_what_it_means(opened, slug):
     page, problems = opened(f"notebooks/{slug}.html", 360)
     slider = page.locator("figure.slider")
-    handle, said = slider.get_by_label(SLIDERS[slug]), slider.locator("output")
+    handle, said = slider.get_by_role("slider", name=SLIDERS[slug]), slider.locator("output")
     assert slider.is_visible() and said.get_attribute("aria-live") == "polite"
     before, place = said.inner_text(), slider.locator(".scene:visible .cursor").first.get_attribute("transform")
     handle.focus()
