@@ -113,3 +113,17 @@ def test_a_site_is_slimmed_and_its_tables_have_no_empty_headers(tmp_path):
     assert (tmp_path / "a.html").read_text() == '<td></td><th class="head"><p>x</p></th><div>'
     (cell,) = nbformat.read(tmp_path / "_sources" / "05.ipynb", 4).cells
     assert (cell.source, cell.outputs, cell.execution_count) == ("1", [], None)
+
+
+def test_pages_show_themselves_before_their_scripts_and_only_search_loads_the_index(tmp_path):
+    scripts = (
+        '<script src="_static/documentation_options.js?v=1"></script><script data-a="b" src="c.js"></script>'
+        '<script src="d.js" defer></script><script>let e = 1;</script>'
+    )
+    index = '<script src="searchindex.js"></script>'
+    (tmp_path / "_sources").mkdir()
+    for name in ("a.html", "search.html"):
+        (tmp_path / name).write_text(scripts + index)
+    book.slim(tmp_path)
+    assert (tmp_path / "search.html").read_text() == scripts + index
+    assert (tmp_path / "a.html").read_text() == scripts.replace('"c.js"', '"c.js" defer')

@@ -178,7 +178,8 @@ def slim(site: Path) -> None:
     """Take from a built site what no reader needs, and what a screen reader stumbles over.
 
     The theme's script maps, translations and fonts for old browsers, outputs in downloads; empty header cells, and
-    roles that are not allowed on the entries of the bibliography.
+    roles that are not allowed on the entries of the bibliography. A page shows itself before its scripts are there, and
+    only the search page loads the index.
     """
     shutil.rmtree(site / "_static" / "locales", ignore_errors=True)
     for path in [*site.rglob("*.map"), *site.rglob("*.ttf")]:
@@ -193,5 +194,12 @@ def slim(site: Path) -> None:
         text = path.read_text(encoding="utf-8")
         better = re.sub(r'<th class="head[^"]*"><p></p></th>', "<td></td>", text)
         better = re.sub(r' role="(doc-biblioentry|doc-backlink|list)"', "", better)
+        if path.name != "search.html":
+            better = re.sub(
+                r'<script src="[^"]*(searchtools|language_data|searchindex)\.js[^"]*"></script>', "", better
+            )
+            # lines of script in the page need documentation_options.js at once
+            now = r'<script( data-[\w-]+="[^"]*")? src="((?!\S*documentation_options)[^"]*)"></script>'
+            better = re.sub(now, r'<script\1 src="\2" defer></script>', better)
         if better != text:
             path.write_text(better, encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,6 +10,8 @@ from urllib.parse import unquote, urldefrag, urlparse
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+
+from benchmarks import first_content
 
 OVERFLOW = """() => {
   const width = document.documentElement.clientWidth;
@@ -205,3 +208,13 @@ def test_the_site_is_small(root):
         pictures = {(path.parent / src).resolve() for src in re.findall(r'<img[^>]* src="([^"]+)"', text)}
         whole = len(text.encode()) + sum(p.stat().st_size for p in pictures if p.exists())
         assert whole < 1.5e6, f"{path.name}: {whole / 1e6:.2f} MB"
+
+
+def test_little_must_arrive_before_a_page_shows_itself(root, tmp_path):
+    """HTML, style sheets and scripts that block; figures, fonts and the theme's deferred scripts come later."""
+    names = sorted((root / "notebooks").glob("*.html"))
+    sizes = {path.name: first_content.blocking_size(path) / 1e3 for path in (*names, root / "book" / "index.html")}
+    assert len(sizes) == 9 and {name: size for name, size in sizes.items() if size >= 150} == {}
+    (tmp_path / "a.js").write_bytes(os.urandom(200_000))
+    (tmp_path / "a.html").write_text("<script src='a.js'></script><script src='b.js' defer></script>")
+    assert first_content.blocking_size(tmp_path / "a.html") > 200_000
