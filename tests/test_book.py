@@ -2,6 +2,7 @@
 
 import nbformat
 import pytest
+import yaml
 
 from normbook import book, chapters, claims
 from normbook.errors import InputError
@@ -127,3 +128,15 @@ def test_pages_show_themselves_before_their_scripts_and_only_search_loads_the_in
     book.slim(tmp_path)
     assert (tmp_path / "search.html").read_text() == scripts + index
     assert (tmp_path / "a.html").read_text() == scripts.replace('"c.js"', '"c.js" defer')
+
+
+def test_buttons_that_need_an_address_are_there_when_it_is():
+    text = (claims.ROOT / "_config.yml").read_text()
+    assert book.configuration(text) == (text, "") and "colab_url" not in text
+    filled, address = book.configuration(text.replace('url: ""', "url: https://github.com/org/repo/", 1))
+    config = yaml.safe_load(filled)
+    assert address == "https://github.com/org/repo" and config["launch_buttons"]["colab_url"]
+    assert all(config["html"][f"use_{name}_button"] for name in ("repository", "issues", "edit_page"))
+    assert config["sphinx"] == yaml.safe_load(text)["sphinx"]
+    elsewhere, _ = book.configuration(text.replace('url: ""', "url: https://git.example.org/repo", 1))
+    assert "colab_url" not in elsewhere

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import yaml
 
 from normbook import chapters, claims, pages, sliders, stability
 from normbook.chapters import Executed
@@ -41,8 +42,9 @@ def stage(executed: Sequence[Executed], folder: Path) -> None:
     if folder.exists():
         shutil.rmtree(folder)
     (folder / "notebooks").mkdir(parents=True)
-    for name in ("_config.yml", "_toc.yml"):
-        shutil.copy(claims.ROOT / name, folder)
+    shutil.copy(claims.ROOT / "_toc.yml", folder)
+    config, address = configuration((claims.ROOT / "_config.yml").read_text(encoding="utf-8"))
+    (folder / "_config.yml").write_text(config, encoding="utf-8")
     shutil.copytree(claims.ROOT / "book", folder / "book")
     rows = []
     for slug, chapter in zip(claims.chapters(), executed, strict=True):
@@ -50,6 +52,8 @@ def stage(executed: Sequence[Executed], folder: Path) -> None:
         rows += found
         agreement = stability.summary(int(slug[:2]), chapters.stamp(claims.find(slug)))
         links = "Downloads: {download}`Python <SLUG.py>`, {download}`the figures' numbers (CSV) <SLUG.csv>`."
+        if "github.com/" in address:
+            links += f' In Colab (the rocket above), run first: `!pip install "normbook[book] @ git+{address}"`.'
         notebook = nbformat.from_dict(json.loads(json.dumps(chapter.notebook)))
         sliders.attach(slug, notebook)
         dressed = dress(notebook, found, chapter.info, f"{agreement}\n\n{links.replace('SLUG', slug)}".strip())
@@ -66,6 +70,22 @@ def stage(executed: Sequence[Executed], folder: Path) -> None:
     (folder / "book" / "environment.md").write_text(pages.environment(lock, project), encoding="utf-8")
     shutil.copy(claims.ROOT / "CHANGELOG.md", folder / "book" / "changelog.md")
     (folder / "book" / "status.md").write_text(pages.status(executed), encoding="utf-8")
+
+
+def configuration(text: str) -> tuple[str, str]:
+    """The configuration to build with, and the repository's address; ``text`` is that of _config.yml.
+
+    With an address, pages get buttons for the repository, for issues and for edits, and chapters one that opens them in
+    Colab. Without one they have none: the theme stops the build at a button that needs an address.
+    """
+    config = yaml.safe_load(text)
+    address = config["repository"]["url"].rstrip("/")
+    if not address:
+        return text, ""
+    config["html"] |= {f"use_{name}_button": True for name in ("repository", "issues", "edit_page")}
+    if "github.com/" in address:  # Colab opens no other
+        config["launch_buttons"]["colab_url"] = "https://colab.research.google.com"
+    return yaml.safe_dump(config, allow_unicode=True), address
 
 
 def downloads(notebook: nbformat.NotebookNode) -> tuple[str, str]:
