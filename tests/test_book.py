@@ -53,6 +53,15 @@ def test_dress_fills_the_card_and_moves_the_text_alternative_to_where_myst_reads
     assert "old card" in source.cells[0].source  # the original is left alone
 
 
+def test_the_ids_of_a_table_of_verdicts_do_not_break():
+    code = nbformat.v4.new_code_cell("verdicts")
+    table = "| id | quantity |\n|---|---|\n| DS-3bb | log2 of x - y |\n| LN-T1a | z |"
+    code.outputs = [nbformat.v4.new_output("execute_result", {"text/markdown": table})]
+    dressed = book.dress(chapter(nbformat.v4.new_markdown_cell(book.CARD), code), [ROW], {})
+    shown = dressed.cells[1].outputs[0]["data"]["text/markdown"]
+    assert shown == table.replace("DS-3bb", "[DS-3bb]{.claim-id}").replace("LN-T1a", "[LN-T1a]{.claim-id}")
+
+
 def test_a_chapter_without_a_place_for_its_card_is_refused():
     with pytest.raises(InputError, match="exactly one"):
         book.dress(chapter(), [ROW], {})

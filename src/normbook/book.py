@@ -123,6 +123,11 @@ def dress(
         for output in cell.get("outputs", []):
             for mime in (claims.MIME, "text/csv"):
                 output.get("data", {}).pop(mime, None)  # for programs, not for the page
+            if "text/markdown" in output.get("data", {}):  # the ids of a table of verdicts, which must not break
+                said = output["data"]["text/markdown"]
+                output["data"]["text/markdown"] = re.sub(
+                    r"^\| ([A-Z]+\d*-\w+) \|", r"| [\1]{.claim-id} |", said, flags=re.M
+                )
             # MyST-NB reads the text alternative from the cell, not from the output that carries it
             alt = output.get("metadata", {}).get("image/png", {}).get("alt")
             if alt:
