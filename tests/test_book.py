@@ -2,6 +2,7 @@
 
 import nbformat
 import pytest
+import yaml
 
 from normbook import book, chapters, claims
 from normbook.errors import InputError
@@ -50,6 +51,15 @@ def test_dress_fills_the_card_and_moves_the_text_alternative_to_where_myst_reads
     assert "One is above zero" in dressed.cells[0].source and "old card" not in dressed.cells[0].source
     assert dressed.cells[1].metadata["mystnb"]["image"]["alt"] == "a line"
     assert "old card" in source.cells[0].source  # the original is left alone
+
+
+def test_the_ids_of_a_table_of_verdicts_do_not_break():
+    code = nbformat.v4.new_code_cell("verdicts")
+    table = "| id | quantity |\n|---|---|\n| DS-3bb | log2 of x - y |\n| LN-T1a | z |"
+    code.outputs = [nbformat.v4.new_output("execute_result", {"text/markdown": table})]
+    dressed = book.dress(chapter(nbformat.v4.new_markdown_cell(book.CARD), code), [ROW], {})
+    shown = dressed.cells[1].outputs[0]["data"]["text/markdown"]
+    assert shown == table.replace("DS-3bb", "[DS-3bb]{.claim-id}").replace("LN-T1a", "[LN-T1a]{.claim-id}")
 
 
 def test_a_chapter_without_a_place_for_its_card_is_refused():
@@ -113,3 +123,29 @@ def test_a_site_is_slimmed_and_its_tables_have_no_empty_headers(tmp_path):
     assert (tmp_path / "a.html").read_text() == '<td></td><th class="head"><p>x</p></th><div>'
     (cell,) = nbformat.read(tmp_path / "_sources" / "05.ipynb", 4).cells
     assert (cell.source, cell.outputs, cell.execution_count) == ("1", [], None)
+
+
+def test_pages_show_themselves_before_their_scripts_and_only_search_loads_the_index(tmp_path):
+    scripts = (
+        '<script src="_static/documentation_options.js?v=1"></script><script data-a="b" src="c.js"></script>'
+        '<script src="d.js" defer></script><script>let e = 1;</script>'
+    )
+    index = '<script src="searchindex.js"></script>'
+    (tmp_path / "_sources").mkdir()
+    for name in ("a.html", "search.html"):
+        (tmp_path / name).write_text(scripts + index)
+    book.slim(tmp_path)
+    assert (tmp_path / "search.html").read_text() == scripts + index
+    assert (tmp_path / "a.html").read_text() == scripts.replace('"c.js"', '"c.js" defer')
+
+
+def test_buttons_that_need_an_address_are_there_when_it_is():
+    text = (claims.ROOT / "_config.yml").read_text()
+    assert book.configuration(text) == (text, "") and "colab_url" not in text
+    filled, address = book.configuration(text.replace('url: ""', "url: https://github.com/org/repo/", 1))
+    config = yaml.safe_load(filled)
+    assert address == "https://github.com/org/repo" and config["launch_buttons"]["colab_url"]
+    assert all(config["html"][f"use_{name}_button"] for name in ("repository", "issues", "edit_page"))
+    assert config["sphinx"] == yaml.safe_load(text)["sphinx"]
+    elsewhere, _ = book.configuration(text.replace('url: ""', "url: https://git.example.org/repo", 1))
+    assert "colab_url" not in elsewhere

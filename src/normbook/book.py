@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import yaml
 
-from normbook import chapters, claims, pages, stability
+from normbook import chapters, claims, pages, sliders, stability
 from normbook.chapters import Executed
 from normbook.errors import InputError
 
@@ -41,8 +42,9 @@ def stage(executed: Sequence[Executed], folder: Path) -> None:
     if folder.exists():
         shutil.rmtree(folder)
     (folder / "notebooks").mkdir(parents=True)
-    for name in ("_config.yml", "_toc.yml"):
-        shutil.copy(claims.ROOT / name, folder)
+    shutil.copy(claims.ROOT / "_toc.yml", folder)
+    config, address = configuration((claims.ROOT / "_config.yml").read_text(encoding="utf-8"))
+    (folder / "_config.yml").write_text(config, encoding="utf-8")
     shutil.copytree(claims.ROOT / "book", folder / "book")
     rows = []
     for slug, chapter in zip(claims.chapters(), executed, strict=True):
@@ -51,7 +53,11 @@ def stage(executed: Sequence[Executed], folder: Path) -> None:
         rows += found
         agreement = stability.summary(int(slug[:2]), chapters.stamp(claims.find(slug)))
         links = "Downloads: {download}`Python <SLUG.py>`, {download}`the figures' numbers (CSV) <SLUG.csv>`."
-        dressed = dress(chapter.notebook, found, chapter.info, f"{agreement}\n\n{links.replace('SLUG', slug)}".strip())
+        if "github.com/" in address:
+            links += f' In Colab (the rocket above), run first: `!pip install "normbook[book] @ git+{address}"`.'
+        notebook = nbformat.from_dict(json.loads(json.dumps(chapter.notebook)))
+        sliders.attach(slug, notebook)
+        dressed = dress(notebook, found, chapter.info, f"{agreement}\n\n{links.replace('SLUG', slug)}".strip())
         nbformat.write(dressed, folder / "notebooks" / f"{slug}.ipynb")
         script, numbers = downloads(chapter.notebook)
         (folder / "notebooks" / f"{slug}.py").write_text(script, encoding="utf-8")
@@ -65,6 +71,22 @@ def stage(executed: Sequence[Executed], folder: Path) -> None:
     (folder / "book" / "environment.md").write_text(pages.environment(lock, project), encoding="utf-8")
     shutil.copy(claims.ROOT / "CHANGELOG.md", folder / "book" / "changelog.md")
     (folder / "book" / "status.md").write_text(pages.status(executed), encoding="utf-8")
+
+
+def configuration(text: str) -> tuple[str, str]:
+    """The configuration to build with, and the repository's address; ``text`` is that of _config.yml.
+
+    With an address, pages get buttons for the repository, for issues and for edits, and chapters one that opens them in
+    Colab. Without one they have none: the theme stops the build at a button that needs an address.
+    """
+    config = yaml.safe_load(text)
+    address = config["repository"]["url"].rstrip("/")
+    if not address:
+        return text, ""
+    config["html"] |= {f"use_{name}_button": True for name in ("repository", "issues", "edit_page")}
+    if "github.com/" in address:  # Colab opens no other
+        config["launch_buttons"]["colab_url"] = "https://colab.research.google.com"
+    return yaml.safe_dump(config, allow_unicode=True), address
 
 
 def downloads(notebook: nbformat.NotebookNode) -> tuple[str, str]:
@@ -102,6 +124,11 @@ def dress(
         for output in cell.get("outputs", []):
             for mime in (claims.MIME, "text/csv"):
                 output.get("data", {}).pop(mime, None)  # for programs, not for the page
+            if "text/markdown" in output.get("data", {}):  # the ids of a table of verdicts, which must not break
+                said = output["data"]["text/markdown"]
+                output["data"]["text/markdown"] = re.sub(
+                    r"^\| ([A-Z]+\d*-\w+) \|", r"| [\1]{.claim-id} |", said, flags=re.M
+                )
             # MyST-NB reads the text alternative from the cell, not from the output that carries it
             alt = output.get("metadata", {}).get("image/png", {}).get("alt")
             if alt:
@@ -177,7 +204,8 @@ def slim(site: Path) -> None:
     """Take from a built site what no reader needs, and what a screen reader stumbles over.
 
     The theme's script maps, translations and fonts for old browsers, outputs in downloads; empty header cells, and
-    roles that are not allowed on the entries of the bibliography.
+    roles that are not allowed on the entries of the bibliography. A page shows itself before its scripts are there, and
+    only the search page loads the index.
     """
     shutil.rmtree(site / "_static" / "locales", ignore_errors=True)
     for path in [*site.rglob("*.map"), *site.rglob("*.ttf")]:
@@ -192,5 +220,12 @@ def slim(site: Path) -> None:
         text = path.read_text(encoding="utf-8")
         better = re.sub(r'<th class="head[^"]*"><p></p></th>', "<td></td>", text)
         better = re.sub(r' role="(doc-biblioentry|doc-backlink|list)"', "", better)
+        if path.name != "search.html":
+            better = re.sub(
+                r'<script src="[^"]*(searchtools|language_data|searchindex)\.js[^"]*"></script>', "", better
+            )
+            # lines of script in the page need documentation_options.js at once
+            now = r'<script( data-[\w-]+="[^"]*")? src="((?!\S*documentation_options)[^"]*)"></script>'
+            better = re.sub(now, r'<script\1 src="\2" defer></script>', better)
         if better != text:
             path.write_text(better, encoding="utf-8")

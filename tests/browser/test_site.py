@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,6 +10,8 @@ from urllib.parse import unquote, urldefrag, urlparse
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+
+from benchmarks import first_content
 
 OVERFLOW = """() => {
   const width = document.documentElement.clientWidth;
@@ -144,7 +147,52 @@ def test_the_scoreboard_filters_and_sorts_by_keyboard(opened):
     assert up != everything and page.evaluate(shown) == up[::-1] and problems == []
 
 
+SLIDERS = {"04_identity_bias": "block l", "06_large_lr_batch_size": "learning rate", "07_regularization_noise": "ghost"}
+
+
+@pytest.mark.parametrize("slug", SLIDERS)
+def test_a_slider_moves_by_keyboard_and_says_what_it_means(opened, slug):
+    page, problems = opened(f"notebooks/{slug}.html", 360)
+    slider = page.locator("figure.slider")
+    handle, said = slider.get_by_role("slider", name=SLIDERS[slug]), slider.locator("output")
+    assert slider.is_visible() and said.get_attribute("aria-live") == "polite"
+    before, place = said.inner_text(), slider.locator(".scene:visible .cursor").first.get_attribute("transform")
+    handle.focus()
+    page.keyboard.press("ArrowRight")
+    assert said.inner_text() != before
+    assert slider.locator(".scene:visible .cursor").first.get_attribute("transform") != place
+    name = handle.get_attribute("aria-valuetext")
+    page.keyboard.press("ArrowLeft")
+    assert said.inner_text() == before and handle.get_attribute("aria-valuetext") != name
+    for key in ("Home", "End"):  # positions where some curves have no point
+        page.keyboard.press(key)
+        assert "undefined" not in said.inner_text() and "NaN" not in slider.inner_html()
+    if slider.locator("select").count():
+        slider.locator("select").focus()
+        page.keyboard.press("ArrowDown")
+        assert slider.locator(".scene:visible").count() == 1
+        assert slider.locator("option:checked").inner_text() in said.inner_text()
+    assert problems == []
+
+
+@pytest.mark.parametrize("slug", SLIDERS)
+def test_without_scripts_there_is_the_picture_and_no_dead_slider(browser, address, slug):
+    context = browser.new_context(java_script_enabled=False)
+    try:
+        page = context.new_page()
+        page.set_default_timeout(180_000)  # ms; a busy machine is no fault of the page
+        page.goto(f"{address}/notebooks/{slug}.html")
+        assert page.locator("figure.slider").count() == 1
+        assert page.locator("figure.slider").is_hidden() and page.locator("input[type=range]").is_hidden()
+        above = page.locator("xpath=//figure[contains(@class, 'slider')]/preceding::img[1]")
+        assert above.is_visible() and above.evaluate("e => e.naturalWidth") > 0
+    finally:
+        context.close()
+
+
 def test_the_book_opens_from_a_folder_without_a_server(opened, root):
+    page, problems = opened((root / "notebooks" / "04_identity_bias.html").resolve().as_uri())
+    assert page.locator("figure.slider output").inner_text() and problems == []
     page, problems = opened((root / "book" / "index.html").resolve().as_uri())
     assert problems == []
     page.get_by_role("link", name=re.compile("SkipInit")).first.click()
@@ -160,3 +208,13 @@ def test_the_site_is_small(root):
         pictures = {(path.parent / src).resolve() for src in re.findall(r'<img[^>]* src="([^"]+)"', text)}
         whole = len(text.encode()) + sum(p.stat().st_size for p in pictures if p.exists())
         assert whole < 1.5e6, f"{path.name}: {whole / 1e6:.2f} MB"
+
+
+def test_little_must_arrive_before_a_page_shows_itself(root, tmp_path):
+    """HTML, style sheets and scripts that block; figures, fonts and the theme's deferred scripts come later."""
+    names = sorted((root / "notebooks").glob("*.html"))
+    sizes = {path.name: first_content.blocking_size(path) / 1e3 for path in (*names, root / "book" / "index.html")}
+    assert len(sizes) == 9 and {name: size for name, size in sizes.items() if size >= 150} == {}
+    (tmp_path / "a.js").write_bytes(os.urandom(200_000))
+    (tmp_path / "a.html").write_text("<script src='a.js'></script><script src='b.js' defer></script>")
+    assert first_content.blocking_size(tmp_path / "a.html") > 200_000
