@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help book test unit refresh pdf stability faults soak env lock clean
+.PHONY: help book test unit refresh pdf stability faults soak bench env lock clean
 
 ifdef PYTHON
 PY := $(PYTHON)
@@ -22,7 +22,7 @@ book: $(ENV)     ## run the chapters at scale quick and build _build/html/index.
 
 test: $(ENV)     ## every test: unit tests, types, style, notebooks, the strict build
 	@$(PY) -m ruff check .
-	@$(PY) -m ruff format --check src tests
+	@$(PY) -m ruff format --check src tests benchmarks
 	@$(PY) -m mypy
 	@echo "== unit tests"
 	@$(PY) -m pytest tests
@@ -71,6 +71,9 @@ faults: $(ENV)   ## plant each fault of tests/faults in a copy: a test must fail
 
 soak: $(ENV)     ## kill grids at 100 random moments and look at what is left (minutes; KILLS=n for n)
 	@$(PY) tests/soak.py --kills $(or $(KILLS),100)
+
+bench: $(ENV)    ## training speed beside a textbook script, torch.compile, Lightning, skorch (20 minutes)
+	@$(PY) -m benchmarks
 
 lock:            ## write requirements.lock anew from pyproject.toml
 	@uv pip compile --universal --generate-hashes --no-header --no-emit-index-url --python-version 3.11 \
