@@ -238,6 +238,7 @@ def typed(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr(sys, "path", list(sys.path))  # `run` adds the current folder
+    monkeypatch.setattr("normbook.data.sources.default_folder", lambda: tmp_path.with_name(f"{tmp_path.name} cache"))
 
     def call(command):
         words = shlex.split(command)

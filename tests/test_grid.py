@@ -344,7 +344,7 @@ def chapter(tmp_path, monkeypatch):
     def cell(kind, text, *tags):
         return {"cell_type": kind, "metadata": {"tags": list(tags)}, "source": text.splitlines(True)}
 
-    parameters = "scale, seed, device, precision, norm = 'quick', 0, 'auto', 'auto', 'normbook.norms'"
+    parameters = "scale, seed, device, precision, norm, data = 'quick', 0, 'auto', 'auto', 'normbook.norms', ''"
     cells = [cell("markdown", "# X"), cell("code", parameters, "parameters"), cell("code", NOTEBOOK, "declare")]
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "05_skipinit.ipynb").write_text(json.dumps({"cells": cells}))
@@ -500,10 +500,10 @@ def test_a_killed_driver_leaves_no_worker_and_two_drivers_at_once_record_each_mi
     assert not [name for name in os.listdir(folder) if name.endswith(".tmp")]
 
 
-def test_a_learning_rate_is_chosen_by_runs_of_the_same_scale_and_data_only(monkeypatch):
-    monkeypatch.setattr(data, "DATASETS", ("digits", "other"))
+def test_a_learning_rate_is_chosen_by_runs_of_the_same_scale_and_data_only():
     one = Config("none", steps=2)
-    for changes in ({"depth": 22}, {"width": 2}, {"n_train": 100}, {"steps": 3}, {"batch_size": 32}, {"data": "other"}):
+    sizes = ({"depth": 22}, {"width": 2}, {"n_train": 100}, {"steps": 3}, {"batch_size": 32})
+    for changes in (*sizes, {"data": "cifar10"}):
         other = replace(one, **changes)
         scan = [scanned(one, 0.1, 1.0), scanned(one, 0.2, 2.0), scanned(other, 0.1, 9.0), scanned(other, 0.2, 0.1)]
         assert [c.lr for c in grid.best_lrs(scan, [one, other])] == [0.1, 0.2], changes

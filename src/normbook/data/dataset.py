@@ -37,7 +37,7 @@ class Split:
         return self.take(slice(None))
 
     def take(self, index: Tensor | slice) -> Tensor:
-        """The images at ``index``, float32, standardized: [*index, channels, height, width]."""
+        """The images at ``index``, float32, standardized: [..., channels, height, width]."""
         taken = self.pixels[index]
         return taken if self.mean is None or self.std is None else (taken - self.mean) / self.std
 
