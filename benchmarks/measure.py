@@ -62,9 +62,11 @@ def steps_for(step_seconds: list[float]) -> int:
 
 
 def _step_seconds(contender: Contender) -> float:
-    """Seconds of a step after the first; where it is short, the best of three times ten."""
+    """Seconds of a step after the first: the best of two, or where it is short of three times ten."""
     seconds = contender.train(1)
-    return seconds if seconds > 0.1 else min(contender.train(10) / 10 for _ in range(3))
+    if seconds > 0.1:
+        return min(seconds, contender.train(1))
+    return min(contender.train(10) / 10 for _ in range(3))
 
 
 def _warm(case: Case, way: str, device: str, precisions: list[str]) -> tuple[Contender, float]:

@@ -97,8 +97,10 @@ def case_lines(case: dict[str, Any], report: Report) -> list[str]:
             _number(reading["first_step"], 1), _number(reading["memory_mb"]),
         ])  # fmt: skip
     steps = max((r["steps"] for r in report["readings"] if r["case"] == case["name"]), default=0)
-    title = f"{case['name']}: {case['flop_per_image'] / 1e6:,.1f} MFLOP and {case['bytes_per_image'] / 1e6:,.2f} MB an"
-    return [f"{title} image, {steps} steps a repeat", *_table(rows), *errors, ""]
+    title = f"{case['flop_per_image'] / 1e6:,.1f} MFLOP and {case['bytes_per_image'] / 1e6:,.2f} MB an image"
+    if case["net"] == NOTHING.name:
+        title = "step overhead, a net that does nothing"
+    return [f"{case['name']}: {title}, {steps} steps a repeat", *_table(rows), *errors, ""]
 
 
 def lines(report: Report) -> list[str]:

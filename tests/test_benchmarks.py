@@ -31,20 +31,22 @@ def small_images(monkeypatch):
     monkeypatch.setattr(contenders, "images", cases.images)
     monkeypatch.setattr(machine, "images", cases.images)
     cases._dataset.cache_clear()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # threads wait for each other wherever something else runs beside the tests
     with cases.known_to_normbook():
         yield
+    torch.set_num_threads(threads)
     cases._dataset.cache_clear()
 
 
 def parts(net):
-    """Convolutions, norms and linear layers of a net, each in the order of its layers."""
-    kinds = (nn.Conv2d,), (nn.BatchNorm1d, nn.BatchNorm2d), (nn.Linear, models.Linear)
-    ours = [k for k in type(net).__mro__ if k.__module__.startswith("normbook")]
-    norms = [m for m in net.modules() if hasattr(m, "running_mean")] if ours else None
-    return [
-        norms if norms is not None and i == 1 else [m for m in net.modules() if isinstance(m, kind)]
-        for i, kind in enumerate(kinds)
-    ]
+    """Convolutions, batch norms and linear layers of a net of ours or of torch.nn, each in the order of its layers."""
+    modules = list(net.modules())
+    return (
+        [m for m in modules if isinstance(m, nn.Conv2d)],
+        [m for m in modules if hasattr(m, "running_mean")],
+        [m for m in modules if isinstance(m, nn.Linear | models.Linear)],
+    )
 
 
 @pytest.mark.parametrize("net", TRAINED, ids=lambda net: net.name)
