@@ -212,7 +212,7 @@ def status(executed: Sequence[Executed]) -> str:
         "",
         "What this copy of the book was built from. *Fresh* means that the outputs come from the code shown.",
         "",
-        "| chapter | started | seconds | slowest cell, seconds | device | torch | state |",
+        "| chapter | state | started | seconds | slowest cell, seconds | torch | device |",
         "|---|---|---|---|---|---|---|",
     ]
     agreements = []
@@ -225,8 +225,8 @@ def status(executed: Sequence[Executed]) -> str:
         slowest = f"{max(cells):.0f}" if any(cells) else "not kept"
         link = f"{{doc}}`{slug} </notebooks/{slug}>`"
         lines.append(
-            f"| {link} | {info.get('started', 'committed outputs')} | {seconds} "
-            f"| {slowest} | {info.get('device', '')} | {info.get('versions', {}).get('torch', '')} | {fresh} |"
+            f"| {link} | {fresh} | {info.get('started', 'committed outputs')} | {seconds} "
+            f"| {slowest} | {info.get('versions', {}).get('torch', '')} | {info.get('device', '')} |"
         )
         agreements.append(f"* {link}: {stability.summary(int(slug[:2]), stamp) or 'no other passes are recorded.'}")
     agreement = ["", "## Stability", "", "How far verdicts agree when a chapter is run again in other ways.", ""]
