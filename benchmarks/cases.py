@@ -129,7 +129,8 @@ class Images:
     flip: bool
 
 
-NAMES = {8: "bench_8x8", 32: "bench_32x32"}
+# names that a configuration takes; there is no such folder
+NAMES = {8: "imagefolder-00000008", 32: "imagefolder-00000032"}
 
 
 @cache
@@ -153,8 +154,12 @@ def images(size: int) -> Images:
 @cache
 def _dataset(size: int, device: str) -> data.Dataset:
     raw = images(size)
-    pixels = raw.pixels.to(device).float().sub_(raw.mean).div_(raw.std)
-    split = data.Split(pixels, raw.labels.to(device))
+    pixels, labels = raw.pixels.to(device), raw.labels.to(device)
+    if size == 8:  # kept as normbook keeps the digits, and colour images below
+        split = data.Split(pixels.float().sub_(raw.mean).div_(raw.std), labels)
+    else:
+        mean, std = (torch.full((pixels.shape[1], 1, 1), x, device=device) for x in (raw.mean, raw.std))
+        split = data.Split(pixels, labels, mean, std)
     shape = (pixels.shape[1], pixels.shape[2], pixels.shape[3])
     return data.Dataset(NAMES[size], CLASSES, shape, "0" * 16, split, split, split, raw.pad, raw.flip)
 
@@ -168,6 +173,5 @@ def known_to_normbook() -> Iterator[None]:
         sizes = {known: size for size, known in NAMES.items()}
         return _dataset(sizes[name], device) if name in sizes else load(name, device)
 
-    names = (*data.DATASETS, *NAMES.values())
-    with mock.patch.object(data, "load", with_ours), mock.patch.object(data, "DATASETS", names):
+    with mock.patch.object(data, "load", with_ours):
         yield
