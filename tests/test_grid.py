@@ -203,6 +203,14 @@ def test_refresh_trains_again_what_older_code_computed_and_nothing_else(tmp_path
     assert changed == {f"{name_of(MIXED[0])}.json"}
 
 
+def test_a_file_that_a_worker_cannot_open_is_named_in_one_line():
+    said = r"^/folder/\.lock: Read-only file system; finished runs are kept"
+    with pytest.raises(InputError, match=said), grid._workers(1):
+        raise OSError(30, "Read-only file system", "/folder/.lock")
+    with pytest.raises(OSError, match="no file"), grid._workers(1):
+        raise OSError("no file")  # which file is not known: nothing to mend, so a crash
+
+
 def test_a_missing_or_read_only_folder_is_bad_input(tmp_path, trained, monkeypatch):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "missing", tmp_path / "file"):

@@ -123,8 +123,8 @@ def scoreboard(rows: Sequence[Row]) -> str:
         "The picture shows the interval as a bar, the estimate as a dot and the region as a shaded box: a bar inside "
         "the box is *reproduced*, one wholly outside *not reproduced*. A control is the same statistic where the claim "
         "is false by construction: it must come out *not reproduced*. Where a claim is not reproduced, a planted "
-        "effect must come out *reproduced*. A verdict that comes out otherwise in more than 5 % of the passes over "
-        "other base seeds is shown as inconclusive, with its rate ({doc}`status`). See {doc}`notation`.",
+        "effect must come out *reproduced*. A verdict that comes out otherwise in more than 5 % of at least ten "
+        "passes over other base seeds is shown as inconclusive, with its rate ({doc}`status`). See {doc}`notation`.",
         "",
         "## All claims",
         "",
