@@ -147,6 +147,9 @@ def test_bundles_hold_at_most_so_many_runs_of_one_kind_and_each_run_once():
     assert all(bundle[name] is configs[name] for bundle in found for name in bundle)
     assert {c.steps for bundle in found[:2] for c in bundle.values()} == {50}  # the most expensive first
     assert grid._bundles({}) == []
+    for n, sizes in ((1, [1]), (2, [1, 1]), (9, [5, 4]), (10, [9, 1])):  # one bundle would leave a core idle
+        alone = {str(i): replace(TINY, seed=(0, i)) for i in range(n)}
+        assert sorted(map(len, grid._bundles(alone)), reverse=True) == sizes
 
 
 # ---- running what is missing
@@ -183,7 +186,7 @@ def test_without_a_folder_everything_is_trained_anew_and_nothing_is_kept(tmp_pat
     monkeypatch.setattr(grid.tempfile, "tempdir", str(tmp_path))
     for _ in range(2):
         assert len(grid.run(MIXED[:2])) == 2
-    assert len(trained) == 2 and os.listdir(tmp_path) == []
+    assert sum(map(len, trained)) == 4 and os.listdir(tmp_path) == []
 
 
 def test_an_empty_grid_starts_no_worker(tmp_path, monkeypatch):

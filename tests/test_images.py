@@ -16,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from normbook import data, grid, records, train
-from normbook.data import cache, dataset, images, sources
+from normbook import data, files, grid, records, train
+from normbook.data import dataset, images, sources
 from normbook.errors import InputError
 from normbook.train import Config
 
@@ -385,7 +385,7 @@ def test_damaged_decoded_images_are_one_line_that_says_what_to_remove(change, tm
 @pytest.mark.parametrize("call", [1, 2])
 def test_decoded_images_are_written_whole_or_not_at_all(at, call, tmp_path, folder, monkeypatch):
     laid_out(tmp_path / "pets")
-    calls, honest = [], getattr(cache.os, at)
+    calls, honest = [], getattr(files.os, at)
 
     def stop(*arguments):
         calls.append(1)
@@ -394,10 +394,10 @@ def test_decoded_images_are_written_whole_or_not_at_all(at, call, tmp_path, fold
         return honest(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache.os, at, stop)
+        patch.setattr(files.os, at, stop)
         with pytest.raises(InputError, match="cannot write the decoded images .*: No space left on device; mend this"):
             data.load(f"imagefolder:{tmp_path / 'pets'}")
-    assert not list(folder.glob("*.json")) + list(folder.glob(".*.unfinished"))
+    assert not list(folder.glob("*.json")) + list(folder.glob(".*.tmp"))
     assert len(data.load(f"imagefolder:{tmp_path / 'pets'}").train) == 32
 
 

@@ -178,6 +178,54 @@ def test_float32_is_accurate(name: str) -> None:
     check()
 
 
+WITH_KERNEL = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "GroupNorm", "LayerNorm")
+
+
+@settings(quick, max_examples=60)
+@given(cases(names=WITH_KERNEL), st.sampled_from([torch.float64, torch.float32]))
+def test_the_fused_kernels_equal_the_formulas_and_keep_the_memory_format(case: Case, dtype: torch.dtype) -> None:
+    case.kwargs.pop("momentum", None)
+    pairs, formula = case.inputs(torch.float64), case.layer(norms)
+    fused = case.layer(norms, dtype)
+    norms.fuse(fused)
+    mine = [(x.to(dtype), grad.to(dtype)) for x, grad in pairs]
+    # a value or two a statistic: the exact gradient is almost 0, see test_float32_is_accurate
+    if dtype is torch.float32 and min(case.shape) < 3:
+        return
+    found = run(fused, mine)
+    if case.training and "num_batches_tracked" in found:
+        assert found["num_batches_tracked"] == 0  # no kernel for it in a step
+        norms.count_batches(fused, len(pairs))
+    assert_close(found, run(formula, pairs), TOLERANCE[dtype])
+    if case.layout == "channels_last" and len(case.shape) == 4 and min(case.shape) > 1:
+        x = pairs[0][0].to(dtype)
+        assert fused(x).is_contiguous(memory_format=torch.channels_last) or case.name == "LayerNorm"
+
+
+def test_the_fused_kernels_are_really_taken_and_by_our_own_classes_only(monkeypatch) -> None:
+    class Mine(norms.BatchNorm2d):
+        pass
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the formula")
+
+    layers = [norms.BatchNorm2d(4), norms.GhostBatchNorm2d(4, ghost_batch_size=8), norms.GroupNorm(2, 4),
+              norms.LayerNorm(5)]  # fmt: skip
+    net = nn.ModuleList([*layers, Mine(4), norms.RMSNorm(5)])
+    norms.fuse(net)
+    monkeypatch.setattr(norms.standardize._Standardize, "apply", refuse)
+    for layer in layers:
+        layer(torch.randn(8, 4, 5, 5))
+    with pytest.raises(AssertionError, match="the formula"):
+        net[4](torch.randn(8, 4, 5, 5))
+    with pytest.raises(AssertionError, match="the formula"):  # ghost batches have no kernel
+        layers[1](torch.randn(16, 4, 5, 5))
+    norms.fuse(net, fused=False)
+    for layer in layers:
+        with pytest.raises(AssertionError, match="the formula"):
+            layer(torch.randn(8, 4, 5, 5))
+
+
 @quick
 @given(cases())
 def test_state_dict_loads_both_ways_and_repr_is_the_same(case: Case) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from normbook import records
+from normbook import files, records
 from normbook.errors import InputError
 from normbook.train import Config
 
@@ -271,7 +271,7 @@ def test_a_failed_write_leaves_nothing_behind_and_keeps_what_was_there(tmp_path,
     for folder in (tmp_path, tmp_path / "empty"):
         folder.mkdir(exist_ok=True)
         with monkeypatch.context() as patch:
-            patch.setattr(records.os, call, full)
+            patch.setattr(files.os, call, full)
             with pytest.raises(InputError, match="No space left on device") as caught:
                 records.write(folder, record(seconds=2.0))
         assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
@@ -283,7 +283,7 @@ def test_an_interrupted_write_leaves_nothing_behind(tmp_path, monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(records.os, "replace", interrupted)
+    monkeypatch.setattr(files.os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         records.write(tmp_path, record())
     assert os.listdir(tmp_path) == []
@@ -293,14 +293,14 @@ def test_a_record_is_on_the_disk_before_it_is_moved_into_place(tmp_path, monkeyp
     calls = []
     for call in ("fsync", "replace"):
         honest = getattr(os, call)
-        monkeypatch.setattr(records.os, call, lambda *a, c=call, h=honest: calls.append(c) or h(*a))
+        monkeypatch.setattr(files.os, call, lambda *a, c=call, h=honest: calls.append(c) or h(*a))
     records.write(tmp_path, record())
     assert calls == ["fsync", "replace"]
 
 
 def test_what_a_killed_writer_left_is_overwritten(tmp_path):
     one = record()
-    (tmp_path / f".{one['name']}.tmp").write_text('{"half":')
+    (tmp_path / f".{one['name']}.json.tmp").write_text('{"half":')
     records.write(tmp_path, one)
     assert os.listdir(tmp_path) == [f"{one['name']}.json"] and list(records.read_all(tmp_path)) == [one]
 

@@ -148,12 +148,18 @@ def test_auto_is_the_gpu_where_there_is_one(monkeypatch):
 
 
 @pytest.mark.parametrize("works", [True, False])
-def test_auto_precision_is_fp32_at_the_small_scales_and_beyond_them_bf16_where_it_trains(monkeypatch, works):
+@pytest.mark.parametrize("features", [{"avx512_bf16": True}, {"avx512_f": True, "avx512_bf16": False}, {"bf16": True}])
+def test_auto_precision_is_fp32_at_the_small_scales_and_beyond_them_bf16_where_it_pays(monkeypatch, works, features):
     monkeypatch.setattr(train.machine, "bf16_trains", lambda device: works)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features, raising=False)
+    pays = works and any(features[name] for name in features if "bf16" in name)
     assert train.resolve_precision("auto", "quick", "cpu") == train.resolve_precision("auto", "tiny", "cpu") == "fp32"
     for scale in ("cifar", "paper"):
-        assert train.resolve_precision("auto", scale, "cpu") == ("bf16" if works else "fp32")
+        assert train.resolve_precision("auto", scale, "cpu") == ("bf16" if pays else "fp32")
+        assert train.resolve_precision("auto", scale, "cuda") == ("bf16" if works else "fp32")
         assert train.resolve_precision("fp32", scale, "cpu") == "fp32"
+    if works:  # asked for, it is computed, however slowly
+        assert train.resolve_precision("bf16", "cifar", "cpu") == "bf16"
 
 
 def test_bf16_asked_for_where_it_does_not_train_is_bad_input(monkeypatch):
@@ -708,6 +714,52 @@ def test_no_split_is_augmented_when_it_is_measured(monkeypatch):
         with torch.no_grad():
             logits = nets[0](images)[:, 0]
         assert found[f"{split}_loss"] == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-4)
+
+
+@pytest.mark.parametrize("arm", ["batch_norm", "layer_norm"])
+@pytest.mark.parametrize("kind", [{}, {"model": "mlp", "depth": 3, "width": 20}])
+def test_training_takes_the_fused_kernels_and_goes_as_with_the_formulas(monkeypatch, arm, kind):
+    configs = [replace(TINY, arm=arm, steps=4, epochs=None, seed=(0, i), **kind) for i in range(2)]
+    fused = train.Training(configs)
+    monkeypatch.setattr(norms, "fuse", lambda net: None)
+    formula = train.Training(configs)
+    steps = [len(list(fused)), len(list(formula))]
+    assert steps == [4, 4] and not torch.equal(fused.losses, formula.losses)  # two ways to compute
+    assert (fused.losses - formula.losses).abs().max() < 1e-4
+    for a, b in zip(fused.net.buffers(), formula.net.buffers(), strict=True):
+        assert a.dtype == b.dtype and (a - b).abs().max() < 1e-3  # num_batches_tracked among them
+    counts = [b for name, b in fused.net.named_buffers() if name.endswith("num_batches_tracked")]
+    assert all(count == 4 for count in counts) and bool(counts) == (arm == "batch_norm")
+
+
+ARMS_ON_IMAGES = [
+    ("wrn", 10, arm, ghost)
+    for arm, ghost in [("batch_norm", None), ("batch_norm", 4), ("none", None), ("skipinit_0", None), ("fixup", None),
+                       ("layer_norm", None), ("batch_norm_noisy", None), ("batch_norm_borrowed", 4)]
+] + [(model, 14, arm, None) for model in ("resnet", "cnn") for arm in ("batch_norm", "none", "layer_norm")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "depth", "arm", "ghost"), ARMS_ON_IMAGES)
+@pytest.mark.parametrize("members", [1, 3])
+def test_images_and_gradients_stay_channels_last_through_all_layers(model, depth, arm, ghost, members):
+    # one layer that loses the memory format costs every later one a copy, silently
+    one = replace(TINY, arm=arm, model=model, depth=depth if model != "cnn" else 4, ghost_batch_size=ghost)
+    training = train.Training([replace(one, steps=1, epochs=None, seed=(0, i)) for i in range(members)])
+    lost, seen = [], []
+
+    def look(name, tensors):
+        for t in tensors:
+            if t is not None and t.dim() == 4:
+                seen.append(name)
+                if not t.is_contiguous(memory_format=torch.channels_last):
+                    lost.append(name)
+
+    for name, layer in training.net.named_modules():
+        if isinstance(layer, torch.nn.Conv2d) or "Norm" in type(layer).__name__:
+            layer.register_forward_hook(lambda _, given, out, n=name: look(f"{n} forward", (*given, out)))
+            layer.register_full_backward_pre_hook(lambda _, gradients, n=name: look(f"{n} backward", gradients))
+    assert list(training) == [1]
+    assert not lost and len(seen) > 10
 
 
 def test_torchs_loss_and_optimizers_are_the_textbooks():

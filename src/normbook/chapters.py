@@ -20,6 +20,7 @@ import torch
 from normbook import claims, train
 from normbook.claims import Claim, Verdict
 from normbook.errors import ChapterCrashed, InputError
+from normbook.files import whole
 
 PACKAGE = Path(__file__).resolve().parent
 CELL_SECONDS = 2000  # a quick chapter takes under 90; a cell that hangs is ended
@@ -171,14 +172,9 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         InputError: it cannot be written; what was there stays.
     """
-    unfinished = path.with_name(f".{path.name}.unfinished")
     try:
-        try:
-            unfinished.write_text(text, encoding="utf-8")
-            os.replace(unfinished, path)
-        except BaseException:
-            unfinished.unlink(missing_ok=True)
-            raise
+        with whole(path) as file:
+            file.write(text.encode())
     except OSError as error:
         raise InputError(_unwritten(path, error)) from None
 

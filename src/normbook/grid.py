@@ -198,14 +198,19 @@ def _run_missing(
 
 
 def _bundles(configs: dict[str, Config]) -> list[dict[str, Config]]:
-    """Group runs that can be trained side by side, at most MEMBERS each, the most expensive first."""
+    """Group runs that can be trained side by side, at most MEMBERS each, the most expensive first.
+
+    What would be one bundle becomes two halves, so a second core has work. The number of cores plays no part: the
+    rounding of a run depends on those beside it.
+    """
     groups: dict[Config, list[str]] = {}
     for name, config in configs.items():
         groups.setdefault(config.kind(), []).append(name)
+    size = MEMBERS if len(groups) > 1 or len(configs) > MEMBERS else max(1, -(-len(configs) // 2))
     bundles = [
-        {name: configs[name] for name in names[i : i + MEMBERS]}
+        {name: configs[name] for name in names[i : i + size]}
         for names in groups.values()
-        for i in range(0, len(names), MEMBERS)
+        for i in range(0, len(names), size)
     ]
 
     def cost(bundle: dict[str, Config]) -> float:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from normbook.errors import InputError
+from normbook.files import whole
 
 SCHEMA = 2  # 2: with a checksum
 CODE = ("data", "norms", "models", "probes/inference.py", "train")  # the modules that compute a record
@@ -65,23 +65,16 @@ def make(result: Mapping[str, Any]) -> Record:
 
 
 def write(folder: Path, record: Record) -> Path:
-    """Write ``record`` as ``folder/NAME.json``: to a temporary file first, moved into place when it is on the disk.
+    """Write ``record`` as ``folder/NAME.json``, whole or not at all.
 
     Raises:
         InputError: the folder cannot be written to.
     """
     path = folder / f"{record['name']}.json"
-    temporary = folder / f".{record['name']}.tmp"  # one a run: what a killed writer left is overwritten by the next
+    text = canonical({**record, "checksum": checksum(record)}) + "\n"
     try:
-        try:
-            with temporary.open("w") as file:
-                file.write(canonical({**record, "checksum": checksum(record)}) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with whole(path) as file:
+            file.write(text.encode())
     except OSError as error:
         raise InputError(
             f"cannot write the record {path}: {error.strerror}; nothing is lost: mend this and run again"

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from normbook.data.dataset import Counts, Dataset, content_hash, of_images
 from normbook.errors import InputError
+from normbook.files import whole
 
 FORMAT = 1
 
@@ -77,20 +76,10 @@ def _write(path: Path, size: int | None, images: Images) -> None:
         "train": images.counts.train, "test": images.counts.test, "content_hash": found,
     }  # fmt: skip
 
-    def whole(target: Path, write: Callable[[Any], Any]) -> None:
-        unfinished = path.parent / f".{target.name}.unfinished"
-        try:
-            with unfinished.open("wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(unfinished, target)
-        except BaseException:
-            unfinished.unlink(missing_ok=True)
-            raise
-
-    whole(path, lambda file: np.save(file, images.pixels, allow_pickle=False))
-    whole(path.with_suffix(".json"), lambda file: file.write((json.dumps(description, indent=1) + "\n").encode()))
+    with whole(path) as file:
+        np.save(file, images.pixels, allow_pickle=False)
+    with whole(path.with_suffix(".json")) as file:
+        file.write((json.dumps(description, indent=1) + "\n").encode())
 
 
 def name_of(path: Path) -> str:

@@ -71,11 +71,8 @@ def _augment(images: Tensor, draw: Tensor, pad: int, flip: bool) -> Tensor:
     high = 2 * pad + 1
     row, column, mirror = draw.flatten() // (2 * high), draw.flatten() // 2 % high, draw.flatten() % 2 == 1
     padded = torch.nn.functional.pad(images.flatten(0, 1), (pad, pad, pad, pad))
-    rows = row[:, None] + torch.arange(height, device=row.device)
-    columns = torch.arange(width, device=row.device).expand(len(column), width)
+    crops = padded.unfold(2, height, 1).unfold(3, width, 1)  # all of them, as a view: [n, c, high, high, h, w]
+    cropped = crops[torch.arange(len(row), device=row.device), :, row, column]
     if flip:
-        columns = torch.where(mirror[:, None], columns.flip(1), columns)
-    columns = column[:, None] + columns
-    run = torch.arange(len(row), device=row.device)[:, None, None]
-    cropped = padded.permute(0, 2, 3, 1)[run, rows[:, :, None], columns[:, None, :]]
-    return cropped.permute(0, 3, 1, 2).reshape(batch, members, channels, height, width)
+        cropped = torch.where(mirror[:, None, None, None], cropped.flip(3), cropped)
+    return cropped.view(batch, members, channels, height, width)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from types import ModuleType
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -120,7 +121,7 @@ class BasicBlock(nn.Module):
         branch = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
         if self.stride > 1 or self.new:
             x = x[:, :, :: self.stride, :: self.stride].unflatten(1, (self.members, -1))
-            x = F.pad(x, (0, 0, 0, 0, 0, self.new)).flatten(1, 2)
+            x = F.pad(x, (0, 0, 0, 0, 0, self.new)).flatten(1, 2).contiguous(memory_format=torch.channels_last)
         return F.relu(x + branch)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from normbook.norms.standardize import RunningNorm
@@ -29,10 +30,12 @@ class _BatchNorm(RunningNorm):
         factor = self.momentum or 0.0
         if not self.track_running_stats:
             factor = 0.0  # also where it was switched off after construction
-        elif self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
+        elif self.num_batches_tracked is not None and not (self.fused and self.momentum is not None):
+            self.num_batches_tracked.add_(1)  # fused, `count_batches` does it: a kernel an epoch, not one a step
             if self.momentum is None:
                 factor = 1.0 / float(self.num_batches_tracked)
+        if self.fused and groups is None and x.numel():
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, True, factor, self.eps)
         dims = (0, *range(2, x.dim())) if groups is None else (1, *range(3, x.dim() + 1))
         return self._with_batch_stats(x, dims, factor, groups)
 

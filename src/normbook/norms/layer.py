@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from normbook.norms.standardize import Norm, check_dtype, normalize, per_channel, scale_and_shift, widen
@@ -57,6 +58,10 @@ class GroupNorm(Norm):
         if x.size(0) * channels // self.num_groups * positions == 1:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
         check_dtype(x, self.weight, self.bias)
+        if self.fused:
+            y = F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+            last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+            return y.contiguous(memory_format=torch.channels_last) if last else y  # on a GPU torch 2.15 loses it
         y = normalize(x.unflatten(1, (self.num_groups, -1)), tuple(range(2, x.dim() + 1)), self.eps)[0]
         return scale_and_shift(y.flatten(1, 2), per_channel(self.weight, x), per_channel(self.bias, x)).to(x.dtype)
 
@@ -111,6 +116,8 @@ class LayerNorm(_TrailingNorm):
         """Normalize ``x``."""
         check_dtype(x, self.weight, self.bias)
         assert self.eps is not None
+        if self.fused:
+            return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
         return scale_and_shift(normalize(x, self._dims(x), self.eps)[0], self.weight, self.bias).to(x.dtype)
 
     def extra_repr(self) -> str:

@@ -94,8 +94,12 @@ def check_dtype(x: Tensor, *others: Tensor | None) -> None:
 
 
 class Norm(nn.Module):
-    """Parameters ``weight`` (ones) and ``bias`` (zeros), either of which may be None."""
+    """Parameters ``weight`` (ones) and ``bias`` (zeros), either of which may be None.
 
+    ``fused``: batch, layer and group norm take torch's kernel in place of the formula, see `normbook.norms.fuse`.
+    """
+
+    fused = False
     weight: nn.Parameter | None
     bias: nn.Parameter | None
 

@@ -50,6 +50,7 @@ def build(configs: Sequence[Config], dataset: data.Dataset, device: str) -> mode
             layer.generators = noise
     net.to(device)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    norms.fuse(net)
     _freeze(net, config, configs)
     return net
 
@@ -142,6 +143,7 @@ class Training:
                 self.train, config.batch_size, order, augmentation if config.augment else None, dataset.pad,
                 dataset.flip,
             )  # fmt: skip
+            begin = step
             for self.images, self.labels in epoch:
                 loss = batch_losses(self.net, self.images, self.labels, config.precision)
                 self.optimizer.step(loss, lr_scale(config, step, self.steps))
@@ -152,6 +154,7 @@ class Training:
                 yield step
                 if step == self.steps or (step % FLAG_EVERY == 0 and bool((self.first_bad >= 0).all())):
                     break
+            norms.count_batches(self.net, step - begin)
             if bool((self.first_bad >= 0).all()):
                 break
 

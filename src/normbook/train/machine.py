@@ -40,15 +40,31 @@ def bf16_trains(device: str) -> bool:
         return False
 
 
+# what a CPU that multiplies bf16 numbers itself calls that: x86 (AVX-512, AMX) and Arm
+BF16_FEATURES = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+
+
+def bf16_pays(device: str) -> bool:
+    """Whether bf16 is faster than fp32: a CPU that only emulates it takes three times as long.
+
+    The processor's features decide, not a clock: the same machine always computes the same numbers.
+    """
+    if device != "cpu":
+        return True
+    known: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # older torch does not know: fp32
+    return any(known.get(feature) for feature in BF16_FEATURES)
+
+
 def resolve_precision(name: str, scale: str, device: str) -> str:
-    """``auto`` is fp32 at scale quick, and beyond it bf16 where its backward pass works.
+    """``auto`` is fp32 at scale quick, and beyond it bf16 where it is faster and its backward pass works.
 
     Raises:
         InputError: an unknown name, or ``bf16`` asked for where it does not train.
     """
     choose("precision", name, PRECISIONS)
     if name == "auto":
-        return "bf16" if scale not in ("quick", "tiny") and bf16_trains(device) else "fp32"
+        beyond = scale not in ("quick", "tiny")
+        return "bf16" if beyond and bf16_pays(device) and bf16_trains(device) else "fp32"
     if name == "bf16" and not bf16_trains(device):
         raise InputError(f"precision 'bf16' asked for, but a bf16 convolution has no backward pass on this {device}")
     return name
