@@ -92,6 +92,15 @@ def test_passes_of_other_code_are_missing_and_counted_apart(root):
     assert stability.summary(4, "now") == ""
 
 
+def test_passes_of_code_with_the_same_numbers_are_carried_over_and_others_are_not(root):
+    stability.write(5, [one(0, A=verdict(REPRODUCED)), one(1, stamp="older", A=verdict(REPRODUCED))])
+    stability.carry(5, "now", "next")
+    assert [p.stamp for p in stability.read(5)] == ["next", "older"]
+    assert (stability.SHIPPED, 1) in stability.missing(5, "next") and len(stability.missing(5, "next")) == 28
+    stability.carry(4, "now", "next")  # no passes, no file
+    assert not stability.path_of(4).exists()
+
+
 def test_a_pass_runs_the_chapter_and_takes_the_place_of_an_older_one(root):
     source = (
         "from IPython.display import display\nfrom normbook.claims import MIME\nimport os\n"

@@ -232,6 +232,8 @@ def refresh(chapter: str) -> int:
     """Run chapters at scale quick and rewrite their committed outputs and expected verdicts."""
     import nbformat
 
+    from normbook import stability
+
     for path in list(claims.chapters().values()) if chapter == "all" else [claims.find(chapter)]:
         click.echo(f"{path.stem}: running at scale quick", err=True)
         executed = chapters.execute(path, Path("_build/executed").resolve() / path.stem, {})
@@ -239,7 +241,11 @@ def refresh(chapter: str) -> int:
             if not verdict.control_holds:
                 click.echo(f"{key}: its control failed ({verdict.control_verdict}); nothing is rewritten", err=True)
                 return 1
-        chapters.commit(executed, claims.load(path.stem).number)
+        number = claims.load(path.stem).number
+        old = chapters.committed("quick", number)
+        chapters.commit(executed, number)
+        if old and old["verdicts"] == executed.verdicts:
+            stability.carry(number, old["stamp"], executed.info["stamp"])
         chapters.write_text(path, nbformat.writes(chapters.strip(executed)) + "\n")
         click.echo(table(chapters.listing(path), "quick"))
     return 0
