@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks import __main__ as command
-from benchmarks import cases, contenders, machine, measure, report
+from benchmarks import cases, contenders, machine, measure, profile_chapters, report
 from benchmarks.cases import CPU, GPU, LIGHTNING, NOTHING, OURS, P0, P1, P2, SKORCH, Case, Net
 from normbook import data, models, train
 from normbook.train.loop import batch_losses
@@ -252,3 +252,21 @@ def test_a_committed_reading_is_complete(path):
     assert wanted <= {(r["case"], r["way"]) for r in found["readings"]}
     assert all(len(r["seconds"]) >= 5 or r["error"] for r in found["readings"])
     assert found["targets"] == report.targets(found) and report.lines(found)
+
+
+def test_a_sample_counts_for_the_innermost_part_and_imports_count_whole():
+    run = "MainThread;run (normbook/train/loop.py:148);"
+    parts = {
+        run + "step (normbook/train/optimizers.py:50);at::native::add (libtorch_cpu.so)": "kernels",
+        run + "batches (normbook/data/sampling.py:40);at::index (libtorch_cpu.so)": "kernels",
+        run + "batches (normbook/data/sampling.py:40)": "data",
+        run + "lr_scale (normbook/train/config.py:140)": "training, in Python",
+        "_find_and_load (<frozen importlib._bootstrap>:1360);<module> (torch/__init__.py:3);x (libtorch.so)": "imports",
+        "cell (<string>:3);savefig (matplotlib/figure.py:1);mean (numpy/core.py:2)": "figures",
+        "main (nowhere.py:1)": "other",
+    }  # fmt: skip
+    for stack, name in parts.items():
+        assert profile_chapters.part(stack) == name
+    found = profile_chapters.shares(f"{stack} {n}\n" for n, stack in enumerate(parts, 1))
+    assert sum(found.values()) == pytest.approx(1) and found["kernels"] == pytest.approx(3 / 28)
+    assert list(found.values()) == sorted(found.values(), reverse=True)
