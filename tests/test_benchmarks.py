@@ -216,6 +216,18 @@ def test_targets_and_whether_they_are_met():
     assert not report.targets(made(device_kind="cuda"))
 
 
+def test_a_floor_for_bf16_is_not_called_missed_where_bf16_does_not_pay():
+    def at(precision):
+        made_of = made()
+        case = Case(cases.WRN_16_1, 32, 128).name
+        for way, seconds in ((P0, 2.0), (P1, 1.5), (OURS, 1.0)):
+            reading = measure.Reading(case, 128, way, precision if way == P1 else "fp32", 10, [seconds] * 5)
+            made_of["readings"].append(vars(reading))
+        return {(t["what"], t["against"]): t["met"] for t in report.targets(made_of)}[case, P0]
+
+    assert at("fp32") == "no fast bf16" and at("bf16") == "missed"
+
+
 @pytest.mark.parametrize(
     ("ratio", "says"), [(None, "not read"), (0.99, "missed"), (1.0, "floor"), (1.99, "floor"), (2.0, "goal")]
 )
