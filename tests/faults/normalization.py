@@ -7,6 +7,8 @@ from faults import TORCH, Fault
 N = "normalization"
 BATCH, SHARED, LAYER, LAYERS = "norms/batch.py", "norms/standardize.py", "norms/layer.py", "models/layers.py"
 TESTS = "tests/test_norms.py::"
+FUSED = TESTS + "test_the_fused_kernels_equal_the_formulas_and_keep_the_memory_format"
+TAKEN = TESTS + "test_the_fused_kernels_are_really_taken_and_by_our_own_classes_only"
 # one ghost batch is batch norm; no search for the smallest example, as the tests by hypothesis make
 GHOSTS = BATCH_NORM = TESTS + "test_ghost_batches_are_separate_batch_norms"
 OTHERS = TESTS + "test_half_precision"
@@ -132,5 +134,30 @@ FAULTS = (
     Fault(
         "torch-rsqrt-fast", N, TORCH, "torch.Tensor.rsqrt", "lambda x: honest(x) * (1 + 1e-4)",
         "torch's reciprocal root is wrong in the fourth digit", (BATCH_NORM,),
+    ),
+    Fault(
+        "kernel-frozen-statistics", N, BATCH, "self.bias, True, factor, self.eps)", "self.bias, True, 0.0, self.eps)",
+        "the fused kernel leaves the running statistics where they are", (FUSED,),
+    ),
+    Fault(
+        "kernel-other-eps", N, LAYER, "self.num_groups, self.weight, self.bias, self.eps)",
+        "self.num_groups, self.weight, self.bias)", "the fused group norm takes torch's own epsilon", (FUSED,),
+    ),
+    Fault(
+        "kernel-no-beta", N, LAYER, "self.normalized_shape, self.weight, self.bias, self.eps)",
+        "self.normalized_shape, self.weight, None, self.eps)", "the fused layer norm leaves beta out", (FUSED,),
+    ),
+    Fault(
+        "kernel-for-ghosts", N, BATCH, "if self.fused and groups is None and", "if self.fused and",
+        "ghost batches take the kernel of the whole batch", (TAKEN,),
+    ),
+    Fault(
+        "kernel-for-subclasses", N, "norms/__init__.py", "and type(layer) in _WITH_KERNEL", "",
+        "a user's subclass is trained with torch's kernel in place of its own", (TAKEN,),
+    ),
+    Fault(
+        "batches-not-counted", N, "train/loop.py", "            norms.count_batches(self.net, step - begin)\n", "",
+        "batch norm does not count its batches in training",
+        ("tests/test_train.py::test_training_takes_the_fused_kernels_and_goes_as_with_the_formulas",),
     ),
 )  # fmt: skip

@@ -10,6 +10,7 @@ CONFIG, LOOP, OPTIMIZERS, DATA, SAMPLING, GRID, LAYERS, RESNET = (
     "models/layers.py", "models/resnet.py",
 )  # fmt: skip
 TESTS, DRAWN, CHOSEN = "tests/test_train.py::", "tests/test_data.py::", "tests/test_grid.py::"
+IMAGES = "tests/test_images.py::"
 SCHEDULE = TESTS + "test_the_learning_rate_is_constant_for_half_the_steps_then_halved_every_twentieth"
 FOLLOWED = TESTS + "test_training_follows_the_schedule_step_by_step"
 LOOPED = TESTS + "test_a_run_equals_a_plain_loop_with_torchs_own_sgd"
@@ -201,5 +202,40 @@ FAULTS = (
         "torch-randperm-sorted", T, TORCH, "torch.randperm",
         "lambda n, generator=None, **k: honest(n, generator=generator, **k).sort().values",
         "torch's permutations are sorted", (DRAWN + "test_orders_differ_between_runs_and_between_epochs",),
+    ),
+    Fault(
+        "memory-format-lost", T, RESNET, ".flatten(1, 2).contiguous(memory_format=torch.channels_last)",
+        ".flatten(1, 2)",
+        "half of a ResNet computes in another memory format: a copy a layer",
+        (TESTS + "test_images_and_gradients_stay_channels_last_through_all_layers",),
+    ),
+    Fault(
+        "test-images-standardize-colour", T, DATA, "moments(pixels[parts[0]])", "moments(pixels)",
+        "colour images are standardized with the test images too",
+        (IMAGES + "test_each_channel_is_standardized_by_the_training_images_only",),
+    ),
+    Fault(
+        "validation-trained-on", T, DATA, "train.append(index[held_out:])", "train.append(index)",
+        "images for validation are trained on too", (IMAGES + "test_every_image_is_in_one_part_with_its_own_label",),
+    ),
+    Fault(
+        "classes-in-order", T, DATA, "random.permutation(np.concatenate(train)), np", "np.concatenate(train), np",
+        "the first training images are of the first classes only",
+        (IMAGES + "test_a_tenth_of_each_class_is_for_validation_and_the_training_images_are_shuffled",),
+    ),
+    Fault(
+        "decoded-not-checked", T, "data/cache.py", "if content_hash(pixels, labels, parts) != expected:", "if False:",
+        "decoded images that changed on the disk are trained on",
+        (IMAGES + "test_damaged_decoded_images_are_one_line_that_says_what_to_remove",),
+    ),
+    Fault(
+        "any-archive", T, "data/images.py", "if sha256_of(path) != JPEG_ARCHIVE:", "if False:",
+        "another archive goes by the name cifar10-jpeg",
+        (IMAGES + "test_another_archive_is_refused_before_anything_of_it_is_read",),
+    ),
+    Fault(
+        "half-a-file", T, "files.py", "            os.fsync(file.fileno())\n", "",
+        "a record takes its place before it is on the disk",
+        ("tests/test_records.py::test_a_record_is_on_the_disk_before_it_is_moved_into_place",),
     ),
 )  # fmt: skip
