@@ -25,7 +25,7 @@ test: $(ENV)     ## every test: unit tests, types, style, notebooks, the strict 
 	@$(PY) -m ruff format --check src tests benchmarks
 	@$(PY) -m mypy
 	@echo "== unit tests"
-	@$(PY) -m pytest tests
+	@$(PY) -m pytest tests -n 2 --dist loadfile
 	@echo "== notebooks: the committed verdicts, run again"
 	@$(PY) -m pytest notebooks -c tests/nbval.ini --rootdir=. --nbval-lax --nbval-current-env -v -n 2 --dist loadfile
 	@echo "== every chapter at its smallest, with other parameters"
