@@ -20,7 +20,7 @@ LIMIT = 0.10  # of the time: more than that in another part than these is a find
 EXPECTED = ("kernels", "data", "imports")
 # (part, what a frame's text holds), the first that fits a frame; frames are looked at from the innermost outwards
 PARTS = (
-    ("imports", r"<frozen importlib|_bootstrap|dlopen|ld-linux|_dl_"),
+    ("imports", r"<frozen importlib|dlopen|ld-linux|_dl_"),
     ("data", r"normbook/data/"),
     ("kernels", r"libtorch|libgomp|libiomp|libmkl|libdnnl|libshm|at::|c10::|dnnl|mkl_|torch/_C"),
     ("figures", r"matplotlib|seaborn|PIL/|libfreetype|_backend_agg|normbook/(figures|curves)"),

@@ -120,10 +120,26 @@ def test_the_index_refutes_what_is_refuted_and_shows_every_claim(all_rows):
     verdicts = {one["id"]: one["scales"]["quick"]["verdict"] for one in all_rows}
     for sentence in re.split(r"(?<=\]\])[.;,]", text):
         for key in re.findall(r"\[\[([\w-]+)\]\]", sentence):
-            expected = claims.NOT_REPRODUCED if "refuted" in sentence else claims.REPRODUCED
+            expected = claims.NOT_REPRODUCED if re.search(r"not\s+hold|but not", sentence) else claims.REPRODUCED
             assert verdicts[key] == expected, f"the first page is wrong about {key}"
     signs = re.findall(r'<span class="sign-([\w-]+)"', pages.fill(text, all_rows))
     assert sorted(signs) == sorted(v.replace(" ", "-") for v in verdicts.values())
+    assert re.search(r"Of \d+ verdicts \d+ came out the same", pages.fill(text, all_rows))
+
+
+def test_a_first_source_is_cut_at_its_year():
+    sources = {"Ba, Kiros & Hinton 2016, section 5": "Ba, Kiros & Hinton 2016", "ours": "ours",
+               "De & Smith 2020, table 1; Zhang 2019": "De & Smith 2020", "common advice, not a paper": "common advice",
+               "ours, after De & Smith 2020": "ours"}  # fmt: skip
+    assert {source: pages.paper({"source": source}) for source in sources} == sources
+
+
+def test_the_status_page_leaves_out_what_is_kept_nowhere():
+    committed = [chapters.read(path) for path in claims.chapters().values()]
+    assert "seconds" not in pages.status(committed).split("## Stability")[0]
+    committed[0].notebook.metadata["normbook"]["seconds"] = 12.0
+    page = pages.status(committed)
+    assert "| 12 |" in page and "slowest" not in page and "Run on: " in page and "](" not in page
 
 
 def test_the_status_page_says_stale_when_the_code_moved_on(monkeypatch):

@@ -35,7 +35,8 @@ def test_a_chapter_gets_its_slider_behind_its_figure(slug):
     before = len(notebook.cells)
     sliders.attach(slug, notebook)
     (place,) = [i for i, cell in enumerate(notebook.cells) if 'class="slider"' in cell.source]
-    assert len(notebook.cells) == before + 1 and notebook.cells[place - 1].outputs
+    figure, text = notebook.cells[place - 2], notebook.cells[place - 1]  # the text is that of the figure
+    assert len(notebook.cells) == before + 1 and figure.outputs and text.cell_type == "markdown"
 
 
 def test_other_chapters_have_none_and_changed_tables_are_said(capsys):

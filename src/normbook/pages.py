@@ -30,8 +30,9 @@ def counts(rows: Sequence[Row]) -> dict[str, int]:
 
 
 def paper(row: Row) -> str:
-    """The first source of a claim without its figure or section."""
-    return re.split("[,;]", row["source"])[0].strip()
+    """The first source of a claim without its figure or section: up to its year, if it has one."""
+    dated = re.match(r"[A-Z][^;]*?\b(?:19|20)\d\d", row["source"])
+    return dated[0] if dated else re.split("[,;]", row["source"])[0].strip()
 
 
 def estimate_text(row: Row, found: dict[str, Any]) -> str:
@@ -61,7 +62,22 @@ def fill(text: str, rows: Sequence[Row]) -> str:
         found = row["scales"]["quick"]
         return f"({row['id']}: {badge(row, found) if found else 'not run'})"
 
-    return re.sub(r"\[\[([\w-]+)\]\]", one, text.replace("<!-- overview -->", overview(rows)))
+    text = text.replace("<!-- overview -->", overview(rows)).replace("<!-- stability -->", how_sure())
+    return re.sub(r"\[\[([\w-]+)\]\]", one, text)
+
+
+def how_sure() -> str:
+    """One sentence: how many verdicts stand in other passes, over all chapters."""
+    found = [one for slug in claims.chapters() for one in stability.agreement(int(slug[:2]))]
+    if not found:
+        return ""
+    shaky, passes = sum(not one.stable for one in found), [one.passes for one in found]
+    return (
+        f"Every chapter was also run with other base seeds, {min(passes)} to {max(passes)} times. Of {len(found)} "
+        f"verdicts {len(found) - shaky} came out the same, with their controls, in at least {stability.AGREE:.0%} of "
+        "these passes. "
+        f"The other {shaky} carry their rate; {{doc}}`status` lists them."
+    )
 
 
 def picture(found: dict[str, Any], region: Sequence[float | None]) -> str:
@@ -123,8 +139,9 @@ def scoreboard(rows: Sequence[Row]) -> str:
         "The picture shows the interval as a bar, the estimate as a dot and the region as a shaded box: a bar inside "
         "the box is *reproduced*, one wholly outside *not reproduced*. A control is the same statistic where the claim "
         "is false by construction: it must come out *not reproduced*. Where a claim is not reproduced, a planted "
-        "effect must come out *reproduced*. A verdict that comes out otherwise in more than 5 % of at least ten "
-        "passes over other base seeds is shown as inconclusive, with its rate ({doc}`status`). See {doc}`notation`.",
+        "effect must come out *reproduced*. A verdict that comes out otherwise in more than 5 % of at least "
+        "three passes over other base seeds carries its rate ({doc}`status`); from ten passes on it is shown as "
+        "inconclusive. See {doc}`notation`.",
         "",
         "## All claims",
         "",
@@ -212,10 +229,9 @@ def status(executed: Sequence[Executed]) -> str:
         "",
         "What this copy of the book was built from. *Fresh* means that the outputs come from the code shown.",
         "",
-        "| chapter | state | started | seconds | slowest cell, seconds | torch | device |",
-        "|---|---|---|---|---|---|---|",
     ]
-    agreements = []
+    rows = [["chapter", "state", "started", "seconds", "slowest cell, seconds", "torch"], ["---"] * 6]
+    devices, agreements = set(), []
     for slug, chapter in zip(claims.chapters(), executed, strict=True):
         info = chapter.info
         cells = [cell.metadata.get("papermill", {}).get("duration") or 0 for cell in chapter.notebook.cells]
@@ -223,11 +239,13 @@ def status(executed: Sequence[Executed]) -> str:
         fresh = "fresh" if info.get("stamp") == stamp else "**stale**"
         seconds = f"{info['seconds']:.0f}" if "seconds" in info else "not kept"
         slowest = f"{max(cells):.0f}" if any(cells) else "not kept"
-        link = f"{{doc}}`{slug} </notebooks/{slug}>`"
-        lines.append(
-            f"| {link} | {fresh} | {info.get('started', 'committed outputs')} | {seconds} "
-            f"| {slowest} | {info.get('versions', {}).get('torch', '')} | {info.get('device', '')} |"
-        )
+        link = f"{{doc}}`{claims.load(slug).title.split(':')[0]} </notebooks/{slug}>`"
+        started, torch = info.get("started", "committed outputs"), info.get("versions", {}).get("torch", "")
+        rows.append([link, fresh, started, seconds, slowest, torch])
+        devices.add(info.get("device", ""))
         agreements.append(f"* {link}: {stability.summary(int(slug[:2]), stamp) or 'no other passes are recorded.'}")
+    kept = [column for column in zip(*rows, strict=True) if set(column[2:]) != {"not kept"}]
+    lines += [f"| {' | '.join(row)} |" for row in zip(*kept, strict=True)]
+    lines += ["", f"Run on: {', '.join(sorted(devices - {''})) or 'not kept'}."]
     agreement = ["", "## Stability", "", "How far verdicts agree when a chapter is run again in other ways.", ""]
     return "\n".join([*lines, *agreement, *agreements]) + "\n"

@@ -179,4 +179,7 @@ def attach(slug: str, notebook: nbformat.NotebookNode) -> None:
     except (KeyError, IndexError, StopIteration, ValueError) as error:
         print(f"{slug}: no slider, its figures' tables have changed ({error!r})", flush=True)
         return
-    notebook.cells.insert(tables[place - 1][0] + 1, nbformat.v4.new_markdown_cell(f"```{{raw}} html\n{shown}\n```"))
+    after = tables[place - 1][0] + 1
+    if after < len(notebook.cells) and notebook.cells[after].cell_type == "markdown":
+        after += 1  # behind what the text says of the figure
+    notebook.cells.insert(after, nbformat.v4.new_markdown_cell(f"```{{raw}} html\n{shown}\n```"))

@@ -17,7 +17,7 @@ from normbook.claims import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, Verdict
 from normbook.errors import InputError
 
 AGREE = 0.95  # a claim whose verdict agrees less often is named
-ENOUGH = 10  # passes, from which on it is shown as inconclusive
+FEW, ENOUGH = 3, 10  # passes, from which on its rate is shown, and it is shown as inconclusive
 SHIPPED, BF16, ONE_CORE, AVX2 = "as shipped", "bf16", "one core", "avx2"
 # How many base seeds, from 0, each way to compute is passed through with.
 SEEDS = {SHIPPED: 20, BF16: 3, ONE_CORE: 3, AVX2: 3}
@@ -55,7 +55,7 @@ class Agreement:
         return self.share >= AGREE and not self.flips and not self.failed_controls
 
     def __str__(self) -> str:
-        parts = [f"{self.id} {self.expected} in {self.share:.0%}"]
+        parts = [f"{self.id} {self.expected} in {round(self.share * self.passes)} of {self.passes}"]
         parts += ["flips"] if self.flips else []
         parts += [f"control failed in {self.failed_controls}"] if self.failed_controls else []
         return ", ".join(parts)
@@ -177,13 +177,13 @@ def agreement(number: int) -> list[Agreement]:
 
 
 def temper(rows: Sequence[dict[str, Any]], number: int) -> None:
-    """Make a chapter's unstable verdicts at scale quick inconclusive for the pages, and add each one's ``rate``."""
-    unstable = {one.id: one for one in agreement(number) if one.share < AGREE and one.passes >= ENOUGH}
+    """Add the ``rate`` of a chapter's unstable verdicts at scale quick; with enough passes they become inconclusive."""
+    unstable = {one.id: one for one in agreement(number) if one.share < AGREE and one.passes >= FEW}
     for row in rows:
         found, one = row["scales"]["quick"], unstable.get(row["id"])
         if found and one:
-            found["rate"] = f"{one.expected} in {one.share:.0%} of {one.passes} passes"
-            found["verdict"] = INCONCLUSIVE
+            found["rate"] = f"{one.expected} in {round(one.share * one.passes)} of {one.passes} other passes"
+            found["verdict"] = INCONCLUSIVE if one.passes >= ENOUGH else found["verdict"]
 
 
 def summary(number: int, stamp: str) -> str:
@@ -194,9 +194,9 @@ def summary(number: int, stamp: str) -> str:
     current = sum(one.stamp == stamp for one in passes)
     ways = [f"{sum(one.way == way for one in passes)} {way}" for way in SEEDS if any(o.way == way for o in passes)]
     unstable = [one for one in found if not one.stable]
-    code = "all with this code" if current == len(passes) else f"{current} of them with this very code"
-    text = f"Run again in {len(passes)} passes ({', '.join(ways)}; {code}): "
+    code = "all with this code" if current == len(passes) else f"{current} with this very code, others with older"
+    text = f"Run again in {len(passes)} other pass{'es' if len(passes) > 1 else ''} ({', '.join(ways)}; {code}): "
     text += f"{len(found) - len(unstable)} of {len(found)} verdicts agree in {AGREE:.0%} or more of them."
     if unstable:
-        text += f" The others: {'; '.join(map(str, unstable))}."
+        text += f" Less often: {'; '.join(map(str, unstable))}."
     return text
