@@ -76,7 +76,7 @@ def how_sure() -> str:
         f"Every chapter was also run with other base seeds, {min(passes)} to {max(passes)} times. Of {len(found)} "
         f"verdicts {len(found) - shaky} came out the same, with their controls, in at least {stability.AGREE:.0%} of "
         "these passes. "
-        f"The other {shaky} carry their rate; {{doc}}`status` lists them."
+        f"{{doc}}`status` lists the other {shaky} and says how often each agreed."
     )
 
 
