@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
@@ -31,35 +31,34 @@ class Outlook:
 
 
 def outlook(chapter: claims.Chapter, folder: Path, keep: sweep.Keep = lambda config: True) -> Outlook:
-    """The runs of a chapter's grid, and which of them are recorded in a folder.
+    """The runs of a chapter's grid, or a part of them, and which are recorded in a folder.
 
     Raises:
         InputError: a record is damaged.
     """
-    scan = list(dict.fromkeys(c for c in chapter.scan if keep(c)))
+    scan, closer = list(dict.fromkeys(chapter.scan)), chapter.closer
     there = dict(sweep.names(scan, folder))
     found = [records.read(folder / f"{name}.json") for name in there.values()]
     left = sweep.undecided(scan, found)
-    near = sweep.around_best(found, chapter.closer, left)
-    near += [replace(one, seed=s) for one in _three_rates(scan, left) for s in chapter.closer]
-    near = [c for c in near if keep(c)]
+    near = sweep.around_best(found, closer, left)
+    near += [replace(one, seed=s) for one in _three_rates(scan, left) for s in closer]
     nearby = dict(sweep.names(near, folder))
-    there |= nearby
     found += [records.read(folder / f"{name}.json") for name in nearby.values()]
-    left = sweep.undecided(scan, found, chapter.closer)
-    runs = [replace(c, lr=None) if c.kind() in left else c for c in grid.best_lrs(found, chapter.runs)]
-    scanned = {replace(c, lr=None) for c in scan}  # with each rate, so with the best one too
-    runs = [c for c in runs if keep(c) and c not in scanned]
-    there |= dict(sweep.names([c for c in runs if c.lr is not None], folder))
-    return Outlook(tuple(dict.fromkeys([*scan, *near, *runs])), there)
+    left = sweep.undecided(scan, found, closer)
+    decided = grid.best_lrs(found, [c for c in chapter.runs if sweep.kind(c) not in left])
+    scanned = {(sweep.kind(c), c.seed) for c in scan}  # with each rate, so with the best one too
+    later = [c for c in chapter.runs if sweep.kind(c) in left and (sweep.kind(c), c.seed) not in scanned]
+    there |= nearby | dict(sweep.names(decided, folder))
+    runs = tuple(filter(keep, dict.fromkeys([*scan, *near, *decided, *later])))
+    return Outlook(runs, {config: there[config] for config in runs if config in there})
 
 
-def _three_rates(scan: Sequence[Config], kinds: set[Config]) -> list[Config]:
+def _three_rates(scan: Sequence[Config], kinds: Collection[sweep.Kind]) -> list[Config]:
     """Up to three runs of each of these kinds that differ in their learning rate: as many as a closer look takes."""
-    rates: dict[Config, dict[float | None, Config]] = {}
+    rates: dict[sweep.Kind, dict[float | None, Config]] = {}
     for c in scan:
-        if c.kind() in kinds:
-            rates.setdefault(c.kind(), {}).setdefault(c.lr, c)
+        if sweep.kind(c) in kinds:
+            rates.setdefault(sweep.kind(c), {}).setdefault(c.lr, c)
     return [one for each in rates.values() for one in list(each.values())[:3]]
 
 
