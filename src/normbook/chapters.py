@@ -220,6 +220,13 @@ def key_figure(executed: Executed) -> tuple[bytes, str]:
     raise InputError(f"{executed.path}: no figure in a cell tagged 'key-figure'")
 
 
+def key_table(executed: Executed) -> str:
+    """The Markdown that a chapter's cell tagged ``key-table`` shows beside the paper's, or an empty text."""
+    tagged = [cell for cell in executed.notebook.cells if "key-table" in cell.metadata.get("tags", [])]
+    shown = [output.get("data", {}).get("text/markdown", "") for cell in tagged for output in cell.get("outputs", [])]
+    return "\n\n".join(filter(None, shown))
+
+
 def commit(executed: Executed, number: int, **more: Any) -> Path:
     """Write a chapter's verdicts as the expected ones, with what else is to be kept beside them."""
     info = executed.info

@@ -57,7 +57,7 @@ def commit(executed: chapters.Executed, chapter: claims.Chapter, scale: str, fol
     figure, alt = chapters.key_figure(executed)
     chapters.commit(
         chapters.Executed(executed.path, executed.notebook, held), chapter.number, recorded=found,
-        controls_failed=failed, figure=alt,
+        controls_failed=failed, figure=alt, table=chapters.key_table(executed),
     )  # fmt: skip
     picture = figure_path(scale, chapter.number)
     picture.parent.mkdir(parents=True, exist_ok=True)
@@ -119,6 +119,7 @@ def _shown(number: int, scale: str, kept: Mapping[str, Any], rows: Sequence[Mapp
             f"| [{row['id']}]{{.claim-id}} {row['statement']} | {claims.number(found['estimate'])} {row['unit']} "
             f"| {paper} | {span} | {found['n']} | {pages.mark(found)} |"
         )
+    parts += [kept["table"]] if kept.get("table") else []
     parts += ["\n".join(lines)] if judged else ["No claim has all its runs yet."]
     differ = [
         f"{row['id']} ({row['scales']['quick']['verdict']}, here {found['verdict']})"
