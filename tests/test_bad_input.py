@@ -226,7 +226,7 @@ CONFIGURATION = [
     chapter("run 5 --device cpu --scale paper", "no grid at scale 'paper' yet (it has: quick)"),
     chapter("run 5 --device cpu --scale cifar --plan", "no grid at scale 'cifar' yet (it has: quick)"),
     chapter("refresh 5 --scale cifar", "no grid at scale 'cifar' yet (it has: quick)"),
-    chapter("grid 5 --device cpu --out out --only steps=3", "unknown steps of --only '3'; did you mean"),
+    chapter("grid 5 --device cpu --out out --only steps=3", "unknown steps of --only '3' (one of: 2)"),
     chapter(
         "run 5 --device cpu", "unknown parameter 'data'", parameters="scale = seed = device = precision = norm = 0"
     ),
