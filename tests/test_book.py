@@ -4,7 +4,7 @@ import nbformat
 import pytest
 import yaml
 
-from normbook import book, chapters, claims
+from normbook import book, chapters, claims, recorded
 from normbook.errors import InputError
 
 ROW = {
@@ -51,6 +51,12 @@ def test_dress_fills_the_card_and_moves_the_text_alternative_to_where_myst_reads
     assert "One is above zero" in dressed.cells[0].source and "old card" not in dressed.cells[0].source
     assert dressed.cells[1].metadata["mystnb"]["image"]["alt"] == "a line"
     assert "old card" in source.cells[0].source  # the original is left alone
+
+
+def test_the_passage_on_recorded_runs_stands_where_its_mark_is():
+    source = chapter(nbformat.v4.new_markdown_cell(book.CARD), nbformat.v4.new_markdown_cell(f"a\n\n{recorded.MARK}"))
+    assert book.dress(source, [ROW], {}, passage="12 of 34 runs").cells[1].source == "a\n\n12 of 34 runs"
+    assert recorded.MARK in source.cells[1].source
 
 
 def test_the_ids_of_a_table_of_verdicts_do_not_break():

@@ -198,6 +198,19 @@ def test_another_number_of_values_than_declared_raises(which, count):
         judge_one(claim(), **given_)
 
 
+@pytest.mark.parametrize("which", ["values", "controls", "planted"])
+def test_beyond_scale_quick_a_claim_with_a_run_that_is_not_recorded_yet_is_left_out(which):
+    both = [claim(id="X-1"), claim(id="X-2")]
+    given_ = {name: {"X-1": BELOW, "X-2": BELOW} for name in ("values", "controls")} | {"planted": {}}
+    given_[which] = given_[which] | {"X-1": [*ABOVE[:4], math.nan]}
+    for scale in ("cifar", "paper"):
+        found = judge(both, **given_, scale=scale)
+        assert list(found.verdicts) == ["X-2"] and "X-1" not in str(found) and "X-1" not in found.table
+    if which != "planted":
+        with pytest.raises(ValueError, match="not finite"):
+            judge(both, **given_)
+
+
 @pytest.mark.parametrize("which", ["values", "control", "planted"])
 def test_a_value_that_is_not_finite_is_never_judged(which):
     given_ = {"values": BELOW, "control": BELOW, "planted": ABOVE} | {which: [1.0, 2.0, 3.0, 4.0, math.nan]}

@@ -4,10 +4,11 @@ import json
 import sys
 from dataclasses import replace
 
+import fakes
 import nbformat
 import pytest
 
-from normbook import chapters, claims, cli, stability
+from normbook import chapters, claims, cli, stability, train
 from normbook.claims import Claim, Verdict
 
 
@@ -39,7 +40,7 @@ def test_claims_as_json_has_the_contracts_fields_for_every_claim(monkeypatch, ca
             "verdict expected estimate ci_low ci_high n control_verdict code_current".split()
         )
         assert row["scales"]["quick"]["code_current"] is True
-        assert row["scales"]["cifar"] is None
+        assert all(row["scales"][scale] is None or row["scales"][scale]["n"] for scale in ("cifar", "paper"))
 
 
 CLAIM = Claim("XX-1", "one", "here", "a number", "nats", (0, None), "none", 5)
@@ -172,3 +173,94 @@ def test_a_refresh_that_finds_the_same_numbers_keeps_the_passes_of_the_chapter_c
     monkeypatch.setattr(stability, "carry", lambda *given: carried.append(given))
     assert call(monkeypatch, capsys, "refresh", "4")[0] == 0
     assert carried == ([(4, old["stamp"], "new")] if same else [])
+
+
+# ---- the scales whose records are kept
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """A checkout with one small chapter; the names of the runs that are trained. The current folder is another one."""
+    trained, honest = [], train.run
+    monkeypatch.setattr(train, "run", lambda configs, device: trained.extend(configs) or honest(configs, device))
+    (tmp_path / "checkout").mkdir()
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    fakes.chapter(monkeypatch, tmp_path / "checkout")
+    return trained
+
+
+RUN = ("run", "5", "--device", "cpu", "--scale")
+
+
+def test_scale_cifar_runs_what_is_missing_and_judges(monkeypatch, capsys, small, tmp_path):
+    records = tmp_path / "checkout" / "results" / "cifar" / "records"
+    code, out, err = call(monkeypatch, capsys, *RUN, "cifar")
+    assert code == 0 and "XX-1     cifar  reproduced" in out and "all controls hold" in err
+    names = {path.name for path in records.glob("*.json")}
+    assert len(small) == len(names) and 6 + 4 + 10 <= len(names) <= 6 + 6 + 10
+    small.clear()
+    assert call(monkeypatch, capsys, *RUN, "cifar")[1] == out and small == []
+    for name in sorted(names)[::2]:  # as if it had been interrupted
+        (records / name).unlink()
+    assert call(monkeypatch, capsys, *RUN, "cifar")[:2] == (0, out)
+    assert len(small) == len(names) - len(names) // 2 and {path.name for path in records.glob("*.json")} == names
+
+
+def test_a_part_of_a_scale_is_run_and_not_judged(monkeypatch, capsys, small, tmp_path):
+    code, out, _ = call(monkeypatch, capsys, *RUN, "paper", "--only", "arm=bn,lr=0.2")
+    place = tmp_path / "checkout" / "results" / "paper" / "records"
+    assert code == 0 and out == f"05_small: 5 of 30 runs are recorded in {place}\n"
+    assert {(c.arm, c.lr) for c in small} == {("batch_norm", 0.2)}
+    assert not (tmp_path / "work" / "normbook-results" / "05_small").exists()
+
+
+def test_records_go_into_a_given_folder(monkeypatch, capsys, small, tmp_path):
+    (tmp_path / "out").mkdir()
+    code, out, _ = call(monkeypatch, capsys, *RUN, "cifar", "--out", str(tmp_path / "out"))
+    assert code == 0 and "reproduced" in out and len(list((tmp_path / "out" / "records").glob("*.json"))) >= 20
+    assert not (tmp_path / "checkout" / "results").exists()
+
+
+def test_a_plan_runs_and_makes_nothing(monkeypatch, capsys, small, tmp_path):
+    code, out, _ = call(monkeypatch, capsys, *RUN, "paper", "--plan")
+    assert code == 0 and out.startswith("05_small at scale paper: 30 runs, 0 recorded, 30 missing\n") and small == []
+    code, out, _ = call(monkeypatch, capsys, *RUN, "paper", "--plan", "--only", "arm=none")
+    assert code == 0 and out.startswith("05_small at scale paper, only arm=none: 15 runs, 0 recorded")
+    assert list((tmp_path / "work").iterdir()) == [] and not (tmp_path / "checkout" / "results").exists()
+
+
+def test_a_refresh_commits_verdicts_and_figure_from_the_records_and_trains_nothing(
+    monkeypatch, capsys, small, tmp_path
+):
+    assert call(monkeypatch, capsys, "refresh", "5", "--scale", "cifar")[0] == 2  # nothing is recorded
+    call(monkeypatch, capsys, *RUN, "cifar")
+    small.clear()
+    code, out, _ = call(monkeypatch, capsys, "refresh", "5", "--scale", "cifar")
+    assert code == 0 and "XX-2     cifar  reproduced" in out and small == []
+    results = tmp_path / "checkout" / "results" / "cifar"
+    kept = json.loads((results / "verdicts" / "05.json").read_text())
+    assert kept["recorded"]["runs"] == kept["recorded"]["of"] == len(list((results / "records").glob("*.json")))
+    assert kept["figure"] == "a dot at scale cifar" and kept["controls_failed"] == []
+    assert (results / "figures" / "05.png").read_bytes().startswith(b"\x89PNG")
+    rows = json.loads(call(monkeypatch, capsys, "claims", "--json")[1])
+    assert [row["scales"]["cifar"]["verdict"] for row in rows] == ["reproduced"] * 2
+    assert all(row["scales"]["cifar"]["code_current"] for row in rows)
+    # the images' code moved on: what is recorded is of older code then
+    monkeypatch.setattr("normbook.records.code_hash", lambda: "another")
+    rows = json.loads(call(monkeypatch, capsys, "claims", "--json")[1])
+    assert not any(row["scales"]["cifar"]["code_current"] for row in rows)
+
+
+def test_a_claim_with_runs_missing_is_not_judged_and_one_whose_control_fails_has_no_verdict(
+    monkeypatch, capsys, small, tmp_path
+):
+    call(monkeypatch, capsys, *RUN, "cifar", "--only", "arm=none")
+    code, out, _ = call(monkeypatch, capsys, "refresh", "5", "--scale", "cifar")
+    assert code == 0 and "XX-2     cifar" in out and "XX-1     not run at any scale" in out
+    path = tmp_path / "checkout" / "notebooks" / "05_small.ipynb"
+    path.write_text(path.read_text().replace("[-x for", "[x for"))
+    code, out, err = call(monkeypatch, capsys, "refresh", "5", "--scale", "cifar")
+    assert code == 1 and err == "XX-2: its control failed (reproduced); it has no verdict\n"
+    kept = chapters.committed("cifar", 5)
+    assert kept["controls_failed"] == ["XX-2"] and kept["verdicts"] == {}

@@ -131,6 +131,15 @@ def test_a_learning_rate_is_as_good_as_the_mean_over_the_scans_seeds_and_no_good
     assert grid.best_lrs(scan, [config])[0].lr == 0.2
 
 
+def test_a_learning_rate_that_was_scanned_with_fewer_seeds_than_others_is_out():
+    config = Config("none", steps=2)
+    losses = {0.1: (2.0, 2.0), 0.2: (1.0, 1.5), 0.4: (0.5,)}
+    scan = [
+        scanned(replace(config, seed=(0, i)), lr, loss) for lr, each in losses.items() for i, loss in enumerate(each)
+    ]
+    assert grid.best_lrs(scan, [config])[0].lr == 0.2
+
+
 def test_runs_of_a_kind_that_was_not_scanned_keep_their_own_learning_rate():
     other = Config("fixup", steps=2)
     assert grid.best_lrs([], [TINY]) == [TINY] == grid.best_lrs([scanned(other, 0.5, 1.0)], [TINY])

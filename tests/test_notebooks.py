@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from normbook import book, chapters, claims, data, grid, probes, train
+from normbook import book, chapters, claims, data, grid, plan, probes, recorded, records, sweep, train
+from normbook.errors import InputError
 
 SLUGS = list(claims.chapters())
 PARAMETERS = {"scale": "quick", "seed": 0, "device": "auto", "precision": "auto", "norm": "normbook.norms", "data": ""}
@@ -106,6 +107,49 @@ def test_no_times_no_errors_and_no_stderr_are_committed(slug):
 @pytest.mark.parametrize("slug", SLUGS)
 def test_a_place_for_the_claim_card(slug):
     assert sum(book.CARD in "".join(c["source"]) for c in cells(slug) if c["cell_type"] == "markdown") == 1
+
+
+def planned():
+    """(slug, scale) of every grid beyond scale quick that is declared."""
+    for slug in SLUGS:
+        for scale in sweep.KEPT:
+            try:
+                claims.load(slug, scale=scale)
+            except InputError:
+                continue
+            yield slug, scale
+
+
+@pytest.mark.parametrize(("slug", "scale"), list(planned()))
+def test_a_plan_beyond_quick_has_its_claims_and_its_place_on_the_page(slug, scale):
+    chapter = claims.load(slug, scale=scale)
+    assert [claim.id for claim in chapter.claims] == [claim.id for claim in claims.load(slug).claims]
+    assert {c.data.partition("@")[0] for c in chapter.runs} == {"cifar10-jpeg" if scale == "cifar" else "cifar10"}
+    if scale == "cifar":
+        assert max(c.n_train or 45_000 for c in (*chapter.scan, *chapter.runs)) <= 10_000
+    assert {c.precision for c in chapter.runs} == {"fp32"}  # the same runs on every machine
+    text = ["".join(c["source"]) for c in cells(slug) if c["cell_type"] == "markdown"]
+    assert sum(recorded.MARK in one for one in text) == 1
+    assert sum("key-figure" in c["metadata"].get("tags", []) for c in cells(slug)) == 1
+    assert not chapter.scan or not {c.seed for c in chapter.scan} & set(chapter.closer)
+    assert plan.outlook(chapter, claims.ROOT / "none").missing
+
+
+@pytest.mark.parametrize("path", sorted(claims.ROOT.glob("results/[cp]*/verdicts/*.json")), ids=str)
+def test_committed_verdicts_of_recorded_runs_are_whole(path):
+    scale, number = path.parts[-3], int(path.stem)
+    kept = chapters.committed(scale, number)
+    assert set(kept["verdicts"]) <= {claim.id for claim in claims.load(number).claims}
+    assert all(verdict.control_holds for verdict in kept["verdicts"].values())
+    assert kept["recorded"]["runs"] <= len(list(sweep.place(scale, path.parents[1]).glob("*.json")))
+    assert recorded.figure_path(scale, number).stat().st_size < 300_000 and len(kept["figure"]) > 60
+
+
+def test_the_records_are_under_ten_megabytes_and_whole():
+    for scale in sweep.KEPT:
+        folder = claims.ROOT / "results" / scale / "records"
+        assert sum(path.stat().st_size for path in folder.glob("*.json")) < 10e6
+        assert all(records.read_all(folder))
 
 
 def test_the_table_of_contents_has_every_chapter():

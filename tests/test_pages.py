@@ -60,7 +60,8 @@ class Table(HTMLParser):
 
 def test_the_scoreboard_counts_verdicts_and_errors_by_chance():
     page = pages.scoreboard([row()])
-    assert "0 reproduced, 1 not reproduced, 0 inconclusive" in page
+    assert "At scale quick: 0 reproduced, 1 not reproduced, 0 inconclusive." in page and "At scale cifar" not in page
+    assert "more than one scale" not in page
     assert "at most 0.05 of the 1 intervals wrong" in page
     assert "| Somebody 2020 | 1 | 0 | 1: XX-1a | 0 |" in page
 
@@ -68,12 +69,28 @@ def test_the_scoreboard_counts_verdicts_and_errors_by_chance():
 def test_every_claim_is_a_well_formed_line_with_its_numbers(all_rows):
     html = re.search(r"```\{raw\} html\n(.*?)```", pages.scoreboard(all_rows), re.S)[1]
     head, *lines = Table(html).rows
-    assert tuple(head) == pages.COLUMNS and len(lines) == len(all_rows) >= 210
-    for line, one in zip(lines, all_rows, strict=True):
-        found = one["scales"]["quick"]
-        assert line[0] == f"{one['id']} {one['statement']}" and line[1] == f"{found['verdict']} quick"
+    judged = pages.judged(all_rows)
+    assert tuple(head) == pages.COLUMNS and len(lines) == len(judged) >= len(all_rows) >= 210
+    for line, (one, scale, found) in zip(lines, judged, strict=True):
+        assert line[0] == f"{one['id']} {one['statement']}" and line[1] == f"{found['verdict']} {scale}"
         assert line[3] == pages.estimate_text(one, found) and line[7] == found["control_verdict"]
         assert line[8] == str(one["chapter"]) and line[9] == one["source"]
+
+
+def test_verdicts_at_two_scales_stand_side_by_side_those_that_differ_first():
+    same, other = row("XX-2"), row("XX-3")
+    same["scales"]["cifar"] = same["scales"]["quick"]
+    other["scales"]["cifar"] = other["scales"]["quick"] | {"verdict": "reproduced", "estimate": 2.0}
+    page = pages.scoreboard([row(), same, other])
+    assert "At scale quick: 0 reproduced, 3 not" in page and "At scale cifar: 1 reproduced, 1 not reproduced" in page
+    table = page.split("## At more than one scale")[1].split("## Paper")[0]
+    assert "2 claims are judged at more than one scale; 1 of them come out differently" in table
+    assert "| claim | quick | cifar |" in table and "XX-1" not in table
+    assert table.index("XX-3") < table.index("XX-2")
+    no, yes = "[not reproduced]{.verdict-not-reproduced} -1", "[reproduced]{.verdict-reproduced} 2"
+    assert f"| [XX-3]{{.claim-id}} One < two & above zero | {no} (-1.5 to -0.5) nats | {yes} (" in table
+    # the figure of the first page counts each claim once
+    assert pages.overview([same, other]).count('class="sign-') == 2
 
 
 def numbers(svg):

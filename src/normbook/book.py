@@ -14,7 +14,7 @@ from typing import Any
 import nbformat
 import yaml
 
-from normbook import chapters, claims, pages, sliders, stability
+from normbook import chapters, claims, pages, recorded, sliders, stability
 from normbook.chapters import Executed
 from normbook.errors import InputError
 
@@ -57,7 +57,10 @@ def stage(executed: Sequence[Executed], folder: Path) -> None:
             links += f' In Colab (the rocket above), run first: `!pip install "normbook[book] @ git+{address}"`.'
         notebook = nbformat.from_dict(json.loads(json.dumps(chapter.notebook)))
         sliders.attach(slug, notebook)
-        dressed = dress(notebook, found, chapter.info, f"{agreement}\n\n{links.replace('SLUG', slug)}".strip())
+        passage = recorded.passage(slug, found)
+        dressed = dress(notebook, found, chapter.info, f"{agreement}\n\n{links.replace('SLUG', slug)}".strip(), passage)
+        for figure in sorted(claims.ROOT.glob(f"results/*/figures/{slug[:2]}.png")):
+            shutil.copy(figure, folder / "notebooks" / f"{slug[:2]}_{figure.parts[-3]}.png")
         nbformat.write(dressed, folder / "notebooks" / f"{slug}.ipynb")
         script, numbers = downloads(chapter.notebook)
         (folder / "notebooks" / f"{slug}.py").write_text(script, encoding="utf-8")
@@ -105,11 +108,13 @@ def downloads(notebook: nbformat.NotebookNode) -> tuple[str, str]:
 
 
 def dress(
-    notebook: nbformat.NotebookNode, rows: list[dict[str, Any]], info: dict[str, Any], agreement: str = ""
-) -> nbformat.NotebookNode:
+    notebook: nbformat.NotebookNode, rows: list[dict[str, Any]], info: dict[str, Any], agreement: str = "",
+    passage: str = "",
+) -> nbformat.NotebookNode:  # fmt: skip
     """A copy of an executed chapter for its page: claim card, freshness line, text alternatives of the figures.
 
-    ``agreement`` says on the card how far other passes agree with these verdicts.
+    ``agreement`` says on the card how far other passes agree with these verdicts, ``passage`` in the text what is
+    recorded at other scales.
 
     Raises:
         InputError: the notebook has no cell for the claim card.
@@ -121,6 +126,8 @@ def dress(
         raise InputError(f"a chapter needs exactly one Markdown cell with {CARD}, not {len(cards)}")
     cards[0].source = cards[0].source.split(CARD)[0] + CARD + "\n\n" + card(rows, info, agreement)
     for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = cell.source.replace(recorded.MARK, passage)
         for output in cell.get("outputs", []):
             for mime in (claims.MIME, "text/csv"):
                 output.get("data", {}).pop(mime, None)  # for programs, not for the page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import base64
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ from typing import Any
 import nbformat
 import torch
 
-from normbook import claims, train
+from normbook import claims, records, train
 from normbook.claims import Claim, Verdict
 from normbook.errors import ChapterCrashed, InputError
 from normbook.files import whole
@@ -205,14 +206,35 @@ def committed(scale: str, number: int) -> dict[str, Any] | None:
         raise InputError(f"{path}: not a verdict file ({error}); restore it with git, or run make refresh") from None
 
 
-def commit(executed: Executed, number: int) -> Path:
-    """Write a chapter's verdicts as the expected ones."""
+def key_figure(executed: Executed) -> tuple[bytes, str]:
+    """The PNG of a chapter's cell tagged ``key-figure``, and its text alternative.
+
+    Raises:
+        InputError: no cell is so tagged, or it shows no figure.
+    """
+    for cell in executed.notebook.cells:
+        if "key-figure" in cell.metadata.get("tags", []):
+            for output in cell.get("outputs", []):
+                if "image/png" in output.get("data", {}):
+                    return base64.b64decode(output["data"]["image/png"]), output["metadata"]["image/png"]["alt"]
+    raise InputError(f"{executed.path}: no figure in a cell tagged 'key-figure'")
+
+
+def key_table(executed: Executed) -> str:
+    """The Markdown that a chapter's cell tagged ``key-table`` shows beside the paper's, or an empty text."""
+    tagged = [cell for cell in executed.notebook.cells if "key-table" in cell.metadata.get("tags", [])]
+    shown = [output.get("data", {}).get("text/markdown", "") for cell in tagged for output in cell.get("outputs", [])]
+    return "\n\n".join(filter(None, shown))
+
+
+def commit(executed: Executed, number: int, **more: Any) -> Path:
+    """Write a chapter's verdicts as the expected ones, with what else is to be kept beside them."""
     info = executed.info
     path = committed_path(info["scale"], number)
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "chapter": number, "scale": info["scale"], "stamp": info["stamp"], "device": info["device"],
-        "versions": info["versions"], "verdicts": {key: asdict(v) for key, v in executed.verdicts.items()},
+        "versions": info["versions"], **more, "verdicts": {key: asdict(v) for key, v in executed.verdicts.items()},
     }  # fmt: skip
     write_text(path, json.dumps(content, indent=1) + "\n")
     return path
@@ -239,10 +261,11 @@ def listing(path: Path, executed: Executed | None = None) -> list[dict[str, Any]
             fresh = executed is not None and executed.info["scale"] == scale
             new = executed.verdicts.get(claim.id) if executed is not None and fresh else old
             source = executed.info["stamp"] if executed is not None and fresh else (kept[scale] or {}).get("stamp")
+            code = None if fresh else (kept[scale] or {}).get("recorded", {}).get("code")  # of records: their own
             scales[scale] = new if new is None else {
                 "verdict": new.verdict, "expected": old.verdict if old else None, "estimate": new.estimate,
                 "ci_low": new.ci_low, "ci_high": new.ci_high, "n": new.n, "control_verdict": new.control_verdict,
-                "code_current": source == now,
+                "code_current": source == now if code is None else code == [records.code_hash()],
             }  # fmt: skip
         rows.append(entry(claim, chapter.number, scales))
     return rows

@@ -191,6 +191,8 @@ def judge(
 ) -> Judgement:
     """Judge every claim of a chapter on what was measured. The tiny scale of the tests judges nothing.
 
+    Beyond scale quick a value that is nan belongs to a run that is not recorded yet: its claim is left out.
+
     Raises:
         ValueError: a claim was not measured or has no control, or something was measured that no claim declares.
     """
@@ -201,8 +203,12 @@ def judge(
     if scale == "tiny":
         return Judgement(scale, tuple(claims), {})
     planted = planted or {}
-    verdicts = {c.id: judge_one(c, values[c.id], controls[c.id], planted.get(c.id)) for c in claims}
-    return Judgement(scale, tuple(claims), verdicts)
+    complete = [
+        c for c in claims
+        if scale == "quick" or not np.isnan([*values[c.id], *controls[c.id], *planted.get(c.id, ())]).any()
+    ]  # fmt: skip
+    verdicts = {c.id: judge_one(c, values[c.id], controls[c.id], planted.get(c.id)) for c in complete}
+    return Judgement(scale, tuple(complete), verdicts)
 
 
 def number(x: float) -> str:
@@ -219,7 +225,10 @@ def region_text(region: tuple[float | None, float | None]) -> str:
 
 @dataclass(frozen=True)
 class Chapter:
-    """What a chapter declares: its number, slug (``05_skipinit``), title, claims, and the grids that it trains."""
+    """What a chapter declares: its number, slug (``05_skipinit``), title, claims, and the grids that it trains.
+
+    ``closer`` are seeds with which the best scanned learning rates and their neighbours are scanned again.
+    """
 
     number: int
     slug: str
@@ -229,6 +238,7 @@ class Chapter:
     scan: tuple[Any, ...]
     runs: tuple[Any, ...]
     needs: tuple[str, ...]
+    closer: tuple[tuple[int, int], ...] = ()
 
 
 def chapters() -> dict[str, Path]:
@@ -308,4 +318,5 @@ def load(chapter: str | int, **parameters: Any) -> Chapter:
     return Chapter(
         int(path.stem[:2]), path.stem, title.removeprefix("# ").strip(), path, tuple(space["CLAIMS"]),
         tuple(space.get("SCAN", ())), tuple(space.get("RUNS", ())), tuple(space.get("NORMS", ())),
+        tuple(space.get("CLOSER", ())),
     )  # fmt: skip

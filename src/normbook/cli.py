@@ -17,9 +17,11 @@ from typing import Any
 
 import click
 
-from normbook import __version__, chapters, claims, norms, train
+from normbook import __version__, chapters, claims, norms, plan, sweep, train
 from normbook import data as datasets
 from normbook.errors import InputError, choose
+
+RESULTS = "normbook-results"
 
 # read in `main`: it is there also where the command line cannot be parsed
 debug = click.option("--debug", is_flag=True, expose_value=False, help="show the traceback of what goes wrong")
@@ -50,15 +52,18 @@ def commands() -> None:
 @click.option("--norm", default="normbook.norms", show_default=True, help="namespace with torch.nn's norm classes")
 @click.option("--data", default="", help="data set: NAME, NAME:PATH or PATH  [default: the digits]")
 @click.option("--out", type=Path, default=None, help="existing folder for the results  [default: normbook-results]")
+@click.option("--plan", "cost", is_flag=True, help="run nothing, say what the runs at scale cifar or paper cost")
+@click.option("--only", default="", help="a part of those runs, as in depth=16,arm=bn")
 @click.option("--json", "as_json", is_flag=True, help="print the verdicts as JSON")
 @debug
 def run(
     chapter: str, scale: str, seed: int, device: str, precision: str, norm: str, data: str, out: Path | None,
-    as_json: bool,
+    cost: bool, only: str, as_json: bool,
 ) -> int:  # fmt: skip
     """Run CHAPTER (5, 05, skipinit or all) and judge its claims.
 
-    Writes OUT/NN_slug/notebook.ipynb and OUT/NN_slug/verdicts.json. The expected verdicts are the committed ones.
+    Writes OUT/NN_slug/notebook.ipynb and OUT/NN_slug/verdicts.json. The expected verdicts are the committed ones. At
+    scale cifar and paper it runs what is not recorded yet, in results/SCALE/records or, with --out, OUT/records.
     """
     paths = list(claims.chapters().values()) if chapter == "all" else [claims.find(chapter)]
     parameters = {
@@ -67,19 +72,37 @@ def run(
     choose("scale", scale, (*claims.SCALES, "tiny"))
     on = train.resolve_device(device)
     train.resolve_precision(precision, scale, on)
+    if (cost or only) and scale not in sweep.KEPT:
+        raise InputError(f"--plan and --only are for scale {' or '.join(sweep.KEPT)}: scale {scale} keeps no runs")
     if data:
         parameters["data"] = str(datasets.locate(data))  # the chapter runs in another folder
         datasets.load(data)  # not every chapter reads it: say at once what is wrong with it
     sys.path.insert(0, os.getcwd())  # a norm namespace of the user's own may stand beside us
-    for path in paths:
-        declared = claims.load(path.stem, **parameters)
-        norms.namespace(norm, declared.needs)
+    declared = {path: claims.load(path.stem, **parameters) for path in paths}
+    for one in declared.values():
+        norms.namespace(norm, one.needs)
+    if cost:
+        for one in declared.values():
+            place = sweep.place(scale, out or Path(RESULTS))
+            click.echo(plan.describe(one, scale, place, train.describe_device(on), only))
+        return 0
+    if scale in sweep.KEPT:  # what is wrong with the runs or with their data is said before a folder is made
+        keep = {path: sweep.only(only, [*one.scan, *one.runs]) for path, one in declared.items()}
+        for name in {config.data for one in declared.values() for config in (*one.scan, *one.runs)}:
+            datasets.load(name)
     folder = _folder(out)
     if device == "auto" and on == "cpu":
         click.echo("device auto: no GPU here, running on the CPU", err=True)
     worst = 0
     for path in paths:
         click.echo(f"{path.stem}: running at scale {scale}, base seed {seed}", err=True)
+        if scale in sweep.KEPT:
+            place = _place(scale, folder, out)
+            sweep.train(declared[path], place, keep[path], device=on)
+            if only:
+                view = plan.outlook(declared[path], place)
+                click.echo(f"{path.stem}: {len(view.there):,} of {len(view.runs):,} runs are recorded in {place}")
+                continue
         executed = chapters.execute(path, folder / path.stem, parameters)
         rows = chapters.listing(path, executed)
         if not executed.verdicts:  # the recorded verdicts are not of this run
@@ -91,14 +114,26 @@ def run(
     return worst
 
 
+def _place(scale: str, folder: Path, out: Path | None) -> Path:
+    """The folder for a scale's records, made if need be: in a given folder, else in the checkout."""
+    if out is not None or not (claims.ROOT / "pyproject.toml").exists():  # an installed package is no place for them
+        (folder / "records").mkdir(exist_ok=True)
+    place = sweep.place(scale, folder)
+    place.mkdir(parents=True, exist_ok=True)
+    return place
+
+
 def _compare(rows: list[dict[str, Any]], scale: str, executed: chapters.Executed) -> int:
     """Say what differs from the expected verdicts; 1 if anything does."""
     if not executed.verdicts:
-        click.echo(f"scale {scale} judges nothing", err=True)
+        what = "no claim has all its runs yet" if scale in sweep.KEPT else "judges nothing"
+        click.echo(f"scale {scale} {what}", err=True)
         return 0
     differs = 0
     for row in rows:
         found = row["scales"][scale]
+        if found is None:
+            continue
         if found["expected"] not in (None, found["verdict"]):
             click.echo(f"{row['id']}: {found['verdict']}, expected {found['expected']}", err=True)
             differs = 1
@@ -112,7 +147,7 @@ def _compare(rows: list[dict[str, Any]], scale: str, executed: chapters.Executed
 
 
 def _folder(out: Path | None) -> Path:
-    folder = out or Path("normbook-results")
+    folder = out or Path(RESULTS)
     if out is None:
         try:
             folder.mkdir(exist_ok=True)
@@ -227,14 +262,22 @@ def print_book() -> int:
 
 @commands.command()
 @click.argument("chapter", default="all")
+@click.option("--scale", default="quick", show_default=True, help="quick; cifar or paper judge what is recorded")
 @debug
-def refresh(chapter: str) -> int:
-    """Run chapters at scale quick and rewrite their committed outputs and expected verdicts."""
+def refresh(chapter: str, scale: str) -> int:
+    """Run chapters at scale quick and rewrite their committed outputs and expected verdicts.
+
+    At scale cifar and paper nothing is trained: verdicts and the key figure are made from the recorded runs.
+    """
     import nbformat
 
     from normbook import stability
 
-    for path in list(claims.chapters().values()) if chapter == "all" else [claims.find(chapter)]:
+    choose("scale", scale, claims.SCALES)
+    chosen = list(claims.chapters().values()) if chapter == "all" else [claims.find(chapter)]
+    if scale in sweep.KEPT:
+        return max(_refresh_recorded(path, scale) for path in chosen)
+    for path in chosen:
         click.echo(f"{path.stem}: running at scale quick", err=True)
         executed = chapters.execute(path, Path("_build/executed").resolve() / path.stem, {})
         for key, verdict in executed.verdicts.items():
@@ -249,6 +292,21 @@ def refresh(chapter: str) -> int:
         chapters.write_text(path, nbformat.writes(chapters.strip(executed)) + "\n")
         click.echo(table(chapters.listing(path), "quick"))
     return 0
+
+
+def _refresh_recorded(path: Path, scale: str) -> int:
+    """Rewrite verdicts and key figure of a chapter from its recorded runs; 1 if a control failed."""
+    from normbook import recorded
+
+    chapter = claims.load(path.stem, scale=scale)
+    folder = Path(f"_build/{scale}").resolve()
+    executed = chapters.execute(path, folder / path.stem, {"scale": scale})
+    failed = recorded.commit(executed, chapter, scale, sweep.place(scale, folder))
+    click.echo(table(chapters.listing(path), scale))
+    for key in failed:
+        verdict = executed.verdicts[key]
+        click.echo(f"{key}: its control failed ({verdict.control_verdict}); it has no verdict", err=True)
+    return 1 if failed else 0
 
 
 @commands.command()

@@ -3,7 +3,7 @@
 A grid can be killed at any moment and run again: a run whose record is on the disk is not run again, and a record is
 there whole or not at all. Two drivers may share a folder: each run is locked while it is computed.
 
-``python -m normbook.grid 5 --scale cifar --out results/cifar`` runs a chapter's grid on a bare machine.
+``python -m normbook.grid 5 --scale cifar --out results/cifar/records`` runs a chapter's grid on a bare machine.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def best_lrs(scan: Sequence[Record], runs: Sequence[Config]) -> list[Config]:
 
     Best is the lowest mean over the scan's seeds of the validation loss, or of the step loss where the runs are too
     short to be validated. A rate at which a run diverged counts as infinitely bad; where all are, the lowest is taken.
-    Runs of a kind that was not scanned keep their own rate.
+    Rates that were scanned with fewer seeds than others are out. Runs of a kind that was not scanned keep their own.
     """
     found: dict[Config, dict[float, list[float]]] = {}
     for record in scan:
@@ -78,7 +78,8 @@ def best_lrs(scan: Sequence[Record], runs: Sequence[Config]) -> list[Config]:
 
 
 def _best(rates: dict[float, list[float]]) -> float:
-    return min(rates, key=lambda lr: (sum(rates[lr]) / len(rates[lr]), lr))
+    most = max(map(len, rates.values()))
+    return min((lr for lr in rates if len(rates[lr]) == most), key=lambda lr: (sum(rates[lr]) / most, lr))
 
 
 def config_of(record: Record) -> Config:
@@ -297,7 +298,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _command(arguments: Sequence[str]) -> int:
-    from normbook import claims
+    from normbook import claims, sweep
 
     parser = _Parser(prog="python -m normbook.grid", description=main.__doc__)
     parser.add_argument("chapter", help="number or name of the chapter, as 5 or skipinit")
@@ -308,6 +309,7 @@ def _command(arguments: Sequence[str]) -> int:
     parser.add_argument("--norm", default="normbook.norms")
     parser.add_argument("--data", default="", help="data set, as in normbook run")
     parser.add_argument("--out", type=Path, required=True, help="folder for the records; it must exist")
+    parser.add_argument("--only", default="", help="a part of the runs, as in depth=16,arm=bn")
     parser.add_argument("--refresh", action="store_true", help="train again what older code computed")
     parser.add_argument("--debug", action="store_true", help="show the traceback of what goes wrong")
     options = parser.parse_args(arguments)
@@ -319,8 +321,8 @@ def _command(arguments: Sequence[str]) -> int:
         norm=options.norm, data=options.data,
     )  # fmt: skip
     norms.namespace(options.norm, chapter.needs)
-    scan = run(chapter.scan, options.out, device, refresh=options.refresh)
-    done = run(best_lrs(scan, chapter.runs), options.out, device, refresh=options.refresh)
+    keep = sweep.only(options.only, [*chapter.scan, *chapter.runs])
+    scan, done = sweep.train(chapter, options.out, keep, device=device, refresh=options.refresh)
     print(f"{len(scan) + len(done)} records in {options.out}")
     return 0
 

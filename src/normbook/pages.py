@@ -19,14 +19,14 @@ SIGNS = {REPRODUCED: "✓", NOT_REPRODUCED: "✗", INCONCLUSIVE: "?"}
 WIDTH, HEIGHT = 120, 18  # pixels of an interval's picture
 
 
-def judged(rows: Sequence[Row]) -> list[tuple[Row, str, dict[str, Any]]]:
-    """Every recorded verdict: (claim, scale, what was found)."""
-    return [(row, scale, row["scales"][scale]) for row in rows for scale in claims.SCALES if row["scales"][scale]]
+def judged(rows: Sequence[Row], scales: Sequence[str] = claims.SCALES) -> list[tuple[Row, str, dict[str, Any]]]:
+    """Every recorded verdict at these scales: (claim, scale, what was found)."""
+    return [(row, scale, row["scales"][scale]) for row in rows for scale in scales if row["scales"][scale]]
 
 
-def counts(rows: Sequence[Row]) -> dict[str, int]:
-    """How many verdicts of each kind."""
-    return {name: sum(found["verdict"] == name for _, _, found in judged(rows)) for name in VERDICTS}
+def counts(rows: Sequence[Row], scale: str = "quick") -> dict[str, int]:
+    """How many verdicts of each kind at a scale."""
+    return {name: sum(found["verdict"] == name for _, _, found in judged(rows, (scale,))) for name in VERDICTS}
 
 
 def paper(row: Row) -> str:
@@ -41,10 +41,15 @@ def estimate_text(row: Row, found: dict[str, Any]) -> str:
     return f"{number(found['estimate'])} ({span}) {row['unit']}".strip()
 
 
+def mark(found: dict[str, Any]) -> str:
+    """A verdict as Markdown with its class."""
+    return f"[{found['verdict']}]{{.verdict-{found['verdict'].replace(' ', '-')}}}"
+
+
 def badge(row: Row, found: dict[str, Any]) -> str:
     """Verdict, estimate, interval and unit as Markdown with the verdict's class."""
     rate = f"{found['rate']}; here " if "rate" in found else ""
-    return f"[{found['verdict']}]{{.verdict-{found['verdict'].replace(' ', '-')}}} {rate}{estimate_text(row, found)}"
+    return f"{mark(found)} {rate}{estimate_text(row, found)}"
 
 
 def fill(text: str, rows: Sequence[Row]) -> str:
@@ -101,14 +106,14 @@ def picture(found: dict[str, Any], region: Sequence[float | None]) -> str:
 
 
 def overview(rows: Sequence[Row]) -> str:
-    """Every claim as a sign, a line a chapter: the figure of the first page."""
+    """Every claim as a sign, its verdict at scale quick, a line a chapter: the figure of the first page."""
     slugs = {int(slug[:2]): slug for slug in claims.chapters()}
     lines = ['<ul class="overview">']
     for chapter in sorted({row["chapter"] for row in rows}):
         own = [row for row in rows if row["chapter"] == chapter]
         found = counts(own)
         said = ", ".join(f"{n} {name}" for name, n in found.items() if n)
-        order = sorted(judged(own), key=lambda each: VERDICTS.index(each[2]["verdict"]))
+        order = sorted(judged(own, ("quick",)), key=lambda each: VERDICTS.index(each[2]["verdict"]))
         signs = "".join(
             f'<span class="sign-{v["verdict"].replace(" ", "-")}" title="{escape(row["id"])}: '
             f'{escape(row["statement"])}">{SIGNS[v["verdict"]]}</span>'
@@ -131,9 +136,12 @@ def scoreboard(rows: Sequence[Row]) -> str:
     lines = [
         "# Scoreboard",
         "",
-        f"{len(rows)} claims, judged at scale {', '.join(scales) or 'none'}: "
-        + ", ".join(f"{count} {name}" for name, count in counts(rows).items())
-        + f". If every claim stood exactly on the edge of its region, chance alone would get at most "
+        f"{len(rows)} claims. "
+        + " ".join(
+            f"At scale {scale}: " + ", ".join(f"{count} {name}" for name, count in counts(rows, scale).items()) + "."
+            for scale in scales
+        )
+        + f" If every claim stood exactly on the edge of its region, chance alone would get at most "
         f"{number(chance)} of the {len(statistical)} intervals wrong at the levels used.",
         "",
         "The picture shows the interval as a bar, the estimate as a dot and the region as a shaded box: a bar inside "
@@ -156,6 +164,7 @@ def scoreboard(rows: Sequence[Row]) -> str:
         '<script src="../_static/scoreboard.js" defer></script>',
         "```",
         "",
+        *_side_by_side(rows),
         "## Paper by paper",
         "",
         *_papers(rows),
@@ -186,13 +195,38 @@ def _line(row: Row, scale: str, found: dict[str, Any]) -> str:
     return f"<tr {data}>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 
 
+def _side_by_side(rows: Sequence[Row]) -> list[str]:
+    """A table of the claims that are judged at more than one scale, those with different verdicts first."""
+    several = [row for row in rows if len(judged([row])) > 1]
+    if not several:
+        return []
+    scales = [scale for scale in claims.SCALES if any(row["scales"][scale] for row in several)]
+
+    def differs(row: Row) -> bool:
+        return len({found["verdict"] for _, _, found in judged([row])}) > 1
+
+    n = sum(map(differs, several))
+    lines = [
+        "## At more than one scale", "",
+        f"{len(several)} claims are judged at more than one scale; {n} of them come out differently, and stand first.",
+        "", f"| claim | {' | '.join(scales)} |", "|---" * (1 + len(scales)) + "|",
+    ]  # fmt: skip
+    for row in sorted(several, key=lambda row: not differs(row)):
+        found = [badge(row, row["scales"][scale]) if row["scales"][scale] else "not run" for scale in scales]
+        lines.append(f"| [{row['id']}]{{.claim-id}} {row['statement']} | {' | '.join(found)} |")
+    return [*lines, ""]
+
+
 def _papers(rows: Sequence[Row]) -> list[str]:
-    """A table: claims and verdicts by their first source, most claims first."""
+    """A table: claims and verdicts at scale quick by their first source, most claims first."""
     names = sorted({paper(row) for row in rows}, key=lambda name: (-sum(paper(r) == name for r in rows), name))
     lines = ["| first source | claims | reproduced | not reproduced | inconclusive |", "|---|---|---|---|---|"]
     for name in names:
         own = [row for row in rows if paper(row) == name]
-        ids = {kind: [row["id"] for row, _, found in judged(own) if found["verdict"] == kind] for kind in VERDICTS}
+        ids = {
+            kind: [row["id"] for row, _, found in judged(own, ("quick",)) if found["verdict"] == kind]
+            for kind in VERDICTS
+        }
         named = [f"{len(ids[kind])}{': ' + ', '.join(ids[kind]) if ids[kind] else ''}" for kind in VERDICTS[1:]]
         lines.append(f"| {name} | {len(own)} | {len(ids[REPRODUCED])} | {' | '.join(named)} |")
     return lines
