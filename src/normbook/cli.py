@@ -12,14 +12,17 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from normbook import __version__, chapters, claims, norms, train
+from normbook import __version__, chapters, claims, cluster, grid, norms, train
 from normbook import data as datasets
 from normbook.errors import InputError, choose
+
+KEPT = ("cifar", "paper")  # scales whose records are kept in results/SCALE; quick always trains
 
 # read in `main`: it is there also where the command line cannot be parsed
 debug = click.option("--debug", is_flag=True, expose_value=False, help="show the traceback of what goes wrong")
@@ -50,10 +53,11 @@ def commands() -> None:
 @click.option("--norm", default="normbook.norms", show_default=True, help="namespace with torch.nn's norm classes")
 @click.option("--data", default="", help="data set: NAME, NAME:PATH or PATH  [default: the digits]")
 @click.option("--out", type=Path, default=None, help="existing folder for the results  [default: normbook-results]")
+@click.option("--on", default="", help="run the grid on a cluster: ray://HOST:PORT, or ray for this machine")
 @click.option("--json", "as_json", is_flag=True, help="print the verdicts as JSON")
 @debug
 def run(
-    chapter: str, scale: str, seed: int, device: str, precision: str, norm: str, data: str, out: Path | None,
+    chapter: str, scale: str, seed: int, device: str, precision: str, norm: str, data: str, out: Path | None, on: str,
     as_json: bool,
 ) -> int:  # fmt: skip
     """Run CHAPTER (5, 05, skipinit or all) and judge its claims.
@@ -65,8 +69,13 @@ def run(
         "scale": scale, "seed": seed, "device": device, "precision": precision, "norm": norm, "data": data,
     }  # fmt: skip
     choose("scale", scale, (*claims.SCALES, "tiny"))
-    on = train.resolve_device(device)
-    train.resolve_precision(precision, scale, on)
+    there = device  # on the cluster; the chapter is read, and its figures are drawn, with what this machine has
+    if on:
+        if scale not in KEPT:
+            raise InputError(f"--on runs what is recorded: give it with --scale {' or '.join(KEPT)}, not {scale}")
+        parameters["device"] = device = "auto"
+    here = train.resolve_device(device)
+    train.resolve_precision(precision, scale, here)
     if data:
         parameters["data"] = str(datasets.locate(data))  # the chapter runs in another folder
         datasets.load(data)  # not every chapter reads it: say at once what is wrong with it
@@ -75,7 +84,9 @@ def run(
         declared = claims.load(path.stem, **parameters)
         norms.namespace(norm, declared.needs)
     folder = _folder(out)
-    if device == "auto" and on == "cpu":
+    if on:
+        _run_grids(paths, parameters, on, there)
+    elif device == "auto" and here == "cpu":
         click.echo("device auto: no GPU here, running on the CPU", err=True)
     worst = 0
     for path in paths:
@@ -89,6 +100,20 @@ def run(
             click.echo(json.dumps(rows, indent=1) if as_json else table(rows, scale))
         worst = max(worst, _compare(rows, scale, executed))
     return worst
+
+
+def _run_grids(paths: Sequence[Path], parameters: dict[str, Any], on: str, device: str) -> None:
+    """Run the grids of chapters on a cluster, before the chapters themselves: these find the records of all runs.
+
+    So where a run is computed is no parameter of a chapter, as it is no part of a record's name.
+    """
+    folder = claims.ROOT / "results" / str(parameters["scale"])
+    with cluster.connect(on, device) as engine:
+        for path in paths:
+            click.echo(f"{path.stem}: running its grid on {on}", err=True)
+            declared = claims.load(path.stem, **parameters)
+            scan = grid.run(declared.scan, folder, engine=engine)
+            grid.run(grid.best_lrs(scan, declared.runs), folder, engine=engine)
 
 
 def _compare(rows: list[dict[str, Any]], scale: str, executed: chapters.Executed) -> int:
