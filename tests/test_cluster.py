@@ -61,9 +61,14 @@ class RayError(Exception):
 
 
 class RayTaskError(RayError):
-    def __init__(self, cause):
-        super().__init__("a traceback of many\nlines")
-        self.cause = cause
+    """As Ray's own, it is of its cause's class too, and its text is the traceback on the node."""
+
+    @staticmethod
+    def of(cause):
+        kind = type("RayTaskError", (RayTaskError, type(cause)), {"__str__": lambda self: f"a traceback\n{cause}"})
+        error = kind()
+        error.cause = cause
+        return error
 
 
 class Ray:
@@ -87,14 +92,11 @@ class Ray:
     def put(self, value):
         return ("put", value)
 
-    def remote(self, function):
-        def options(**given):
-            self.options.append(given)
-            return SimpleNamespace(remote=lambda *arguments: self._submit(function, arguments))
+    def remote(self, **options):
+        return lambda function: SimpleNamespace(remote=lambda *given: self._submit(options, function, given))
 
-        return SimpleNamespace(options=options)
-
-    def _submit(self, function, arguments):
+    def _submit(self, options, function, arguments):
+        self.options.append(options)
         ref = len(self.options)
         self.tasks[ref] = (function, arguments)
         self.most = max(self.most, len(self.tasks))
@@ -113,7 +115,7 @@ class Ray:
         except RayError:
             raise
         except Exception as error:
-            raise RayTaskError(error) from None
+            raise RayTaskError.of(error) from None
 
 
 @pytest.fixture
@@ -135,7 +137,9 @@ def test_every_run_is_recorded_once_by_the_driver_and_equals_that_of_the_worker_
     found = on_ray(MIXED, tmp_path)
     assert [r["name"] for r in found] == names(MIXED) and sorted(written) == sorted(names(MIXED))
     assert ray.address == "ray://head:10001" and ray.stopped
-    assert ray.options == [{"num_cpus": 1, "max_retries": cluster.RETRIES}] * len(grid.bundles(dict(enumerate(MIXED))))
+    assert ray.options == [{"num_cpus": 1, "num_gpus": 0, "max_retries": cluster.RETRIES}] * len(
+        grid.bundles(dict(enumerate(MIXED)))
+    )
     bundles = grid.bundles(dict(zip(names(MIXED), MIXED, strict=True)))
     local = {r["name"]: r["final"] for b in bundles for r in map(records.make, train.run([b[n] for n in sorted(b)]))}
     assert {r["name"]: r["final"] for r in found} == local
@@ -326,7 +330,8 @@ def test_a_cluster_that_does_not_answer_and_one_without_a_gpu_are_bad_input(ray,
     (InputError("the namespace 'no.such' cannot be imported"), "^the namespace 'no.such' cannot be imported$"),
     (MemoryError("too\nmuch"), r"a worker ran out of memory \(too much\); finished runs are kept"),
     (OSError(28, "No space left on device", "/x"), "/x: No space left on device; finished runs are kept"),
-    (RayError("the node\ndied"), r"gave a bundle of runs up after 3 more trials \(the node died\); finished runs are"),
+    (RayError("the node\ndied"), r"lost a bundle of runs, more than 3 times \(the node died\); finished runs are"),
+    (RuntimeError("failed to import: No module named 'normbook'"), r"a node of .* lacks a module \(No module named 'no"),
 ])  # fmt: skip
 def test_an_error_on_a_node_is_one_line_and_finished_runs_are_kept(tmp_path, ray, monkeypatch, error, said):
     honest = cluster.work
@@ -347,7 +352,7 @@ def test_an_error_on_a_node_is_one_line_and_finished_runs_are_kept(tmp_path, ray
 
 def test_a_lost_connection_is_one_line_and_an_unknown_error_is_itself(tmp_path, ray, monkeypatch):
     monkeypatch.setattr(ray, "wait", lambda *a, **k: (_ for _ in ()).throw(ConnectionError("gone")))
-    with pytest.raises(InputError, match="the connection to ray://head:10001 is lost; finished runs are kept"):
+    with pytest.raises(InputError, match=r"the connection to ray://head:10001 is lost \(gone\); finished runs are"):
         on_ray(MIXED, tmp_path)
     monkeypatch.undo()
     fake = Ray()

@@ -52,14 +52,14 @@ def connect(on: str, device: str = "auto") -> Iterator[grid.Engine]:
     ray = _ray()
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
-        if on == "ray":  # "local": a new one, whatever else runs here and whatever RAY_ADDRESS says
-            ray.init("local", include_dashboard=False, **quiet)
-        else:
-            ray.init(on, **quiet)
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"no cluster that can be used answers at {on} ({reason})") from None
-    try:
+        try:
+            if on == "ray":  # "local": a new one, whatever else runs here and whatever RAY_ADDRESS says
+                ray.init("local", include_dashboard=False, **quiet)
+            else:
+                ray.init(on, **quiet)
+        except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"no cluster that can be used answers at {on} ({reason})") from None
         gpu = ray.cluster_resources().get("GPU", 0) > 0
         if device == "cuda" and not gpu:
             raise InputError(f"device 'cuda' asked for, but no node of {on} has a GPU; use --device auto or cpu")
@@ -84,6 +84,7 @@ class Cluster:
     on: str
     device: str
     places: dict[str, Place] = field(default_factory=dict)
+    tasks: dict[float, Any] = field(default_factory=dict)  # `work` as Ray has it, by the part of a GPU that it takes
 
     def run(self, missing: dict[str, Config], stale: frozenset[str], folder: Path, done: int) -> None:
         """Run what is missing and write each record as it comes; `grid.Engine` says what is given.
@@ -141,9 +142,11 @@ class Cluster:
         name = next(iter(bundle.values())).data
         if name != "digits" and name not in self.places:
             self.places[name] = self._place(name)
-        options: dict[str, Any] = {"num_gpus": self._need(bundle)} if self.device == "cuda" else {}
-        task = self.ray.remote(work).options(num_cpus=1, max_retries=RETRIES, **options)
-        return task.remote(bundle, self.device, records.code_hash(), self.places.get(name))
+        part = self._need(bundle) if self.device == "cuda" else 0
+        if part not in self.tasks:
+            # not by .options(): Ray would use a process for the next bundle too, on another GPU, which torch cannot
+            self.tasks[part] = self.ray.remote(num_cpus=1, num_gpus=part, max_retries=RETRIES)(work)
+        return self.tasks[part].remote(bundle, self.device, records.code_hash(), self.places.get(name))
 
     def _place(self, name: str) -> Place:
         """Put a dataset's decoded images [n, 3, h, w] (uint8) into Ray's store, from where a node takes them once."""
@@ -160,23 +163,32 @@ class Cluster:
 
     @contextlib.contextmanager
     def _plainly(self) -> Iterator[None]:
-        """Say what goes wrong in a cluster in one line."""
-        kept = "finished runs are kept, run the same command again"
+        """Say in one line what goes wrong in a cluster and can be mended."""
         try:
             yield
-        except self.ray.exceptions.RayTaskError as error:  # raised by our code on a node
-            if isinstance(error.cause, InputError):
-                raise InputError(str(error.cause)) from None
-            raise grid.to_mend(error.cause) or error.cause from error
-        except self.ray.exceptions.RayError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(
-                f"{self.on} gave a bundle of runs up after {RETRIES} more trials ({reason}); {kept}"
-            ) from None
-        except ConnectionError:
-            raise InputError(f"the connection to {self.on} is lost; {kept}") from None
-        except OSError as error:
-            raise grid.to_mend(error) or error from error
+        except Exception as error:
+            said = self._said(error)
+            if said is error:
+                raise
+            raise said from error
+
+    def _said(self, error: Exception) -> Exception:
+        kept, reason = "finished runs are kept, run the same command again", " ".join(str(error).split())[:200]
+        # what was raised on a node is the cause of a RayTaskError, which is of the cause's class too
+        on_node = isinstance(error, self.ray.exceptions.RayTaskError)
+        cause: Exception = error.cause if on_node else error  # type: ignore[attr-defined]
+        absent = re.search(r"No module named '[\w.]+'", str(error))
+        if isinstance(cause, InputError):
+            return cause
+        if absent:
+            return InputError(f"a node of {self.on} lacks a module ({absent[0]}); install normbook on all of them")
+        if on_node:
+            return grid.to_mend(cause) or cause
+        if isinstance(error, self.ray.exceptions.RayError):
+            return InputError(f"{self.on} has lost a bundle of runs, more than {RETRIES} times ({reason}); {kept}")
+        if isinstance(error, ConnectionError):
+            return InputError(f"the connection to {self.on} is lost ({reason}); {kept}")
+        return grid.to_mend(error) or error
 
 
 def gpus(bundle: dict[str, Config]) -> float:
