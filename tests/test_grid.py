@@ -390,7 +390,7 @@ def test_bad_input_to_the_command_is_one_line_and_exit_code_2(chapter, trained, 
 BARE = """
 import runpy, sys
 ABSENT = {"matplotlib", "seaborn", "papermill", "nbformat", "nbclient", "jupyter_book", "IPython", "ipykernel", "click",
-          "torchvision", "pandas", "pytest", "hypothesis"}
+          "torchvision", "pandas", "pytest", "hypothesis", "ray"}
 class Absent:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in ABSENT:
