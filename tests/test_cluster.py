@@ -1,9 +1,11 @@
 """normbook.cluster: how a grid is handed out, without Ray; and with it, on two nodes of which one is killed."""
 
+import contextlib
 import importlib.util
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -527,7 +529,7 @@ def free_port():
         return server.getsockname()[1]
 
 
-def wait_for(condition, process, seconds=200):
+def wait_for(condition, process, seconds=300):
     limit = time.monotonic() + seconds
     while not condition() and time.monotonic() < limit and process.poll() is None:
         time.sleep(0.02)
@@ -542,14 +544,17 @@ def test_on_two_nodes_a_driver_and_a_node_are_killed_and_every_run_is_recorded_o
     (tmp_path / "nodes.py").write_text(NODES)
     port, given = free_port(), environment(RAY_USAGE_STATS_ENABLED="0")
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": given}
+    started = []
 
     def drive(err):
         command = [sys.executable, script, folder, log, f"ray://127.0.0.1:{port}"]
         with (tmp_path / err).open("w") as stream:
-            return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stream, text=True, env=given)
+            started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stream, text=True, env=given))
+        return started[-1]
 
     with (tmp_path / "nodes").open("w") as stream:
-        nodes = subprocess.Popen([sys.executable, tmp_path / "nodes.py", str(port)], stderr=stream, **pipes)
+        command = [sys.executable, tmp_path / "nodes.py", str(port)]
+        nodes = subprocess.Popen(command, stderr=stream, start_new_session=True, **pipes)
     try:
         other = nodes.stdout.readline().strip()
         assert re.fullmatch("[0-9a-f]{20,}", other), (tmp_path / "nodes").read_text()
@@ -576,8 +581,14 @@ def test_on_two_nodes_a_driver_and_a_node_are_killed_and_every_run_is_recorded_o
         out, _ = driver.communicate(timeout=300)
         assert driver.returncode == 0, (tmp_path / "second").read_text()
     finally:
-        nodes.stdin.close()
-        nodes.wait(timeout=60)
+        nodes.stdin.close()  # it ends the cluster
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            nodes.wait(timeout=60)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(nodes.pid, signal.SIGKILL)
+        for one in started:
+            one.kill()
+            one.wait()
     assert len(set(out.split())) == 24 and set(out.split()) == {path.stem for path in folder.glob("*.json")}
     assert [record["name"] for record in records.read_all(folder)] == sorted(out.split())
     assert before.items() <= state(folder).items(), "a finished run was written again"
