@@ -333,7 +333,7 @@ def test_a_cluster_that_does_not_answer_and_one_without_a_gpu_are_bad_input(ray,
     (MemoryError("too\nmuch"), r"a worker ran out of memory \(too much\); finished runs are kept"),
     (OSError(28, "No space left on device", "/x"), "/x: No space left on device; finished runs are kept"),
     (RayError("the node\ndied"), r"lost a bundle of runs, more than 3 times \(the node died\); finished runs are"),
-    (RuntimeError("failed to import: No module named 'normbook'"), "a node of .* lacks a module .No module named .norm"),
+    (RuntimeError("failed: No module named 'normbook'"), "a node of .* lacks a module .No module named .norm"),
 ])  # fmt: skip
 def test_an_error_on_a_node_is_one_line_and_finished_runs_are_kept(tmp_path, ray, monkeypatch, error, said):
     honest = cluster.work
