@@ -588,7 +588,9 @@ def test_on_two_nodes_a_driver_and_a_node_are_killed_and_every_run_is_recorded_o
             os.killpg(nodes.pid, signal.SIGKILL)
         for one in started:
             one.kill()
+        for one in (*started, nodes):
             one.wait()
+            one.stdout.close()
     assert len(set(out.split())) == 24 and set(out.split()) == {path.stem for path in folder.glob("*.json")}
     assert [record["name"] for record in records.read_all(folder)] == sorted(out.split())
     assert before.items() <= state(folder).items(), "a finished run was written again"
