@@ -75,9 +75,12 @@ soak: $(ENV)     ## kill grids at 100 random moments and look at what is left (m
 bench: $(ENV)    ## training speed beside a textbook script, torch.compile, Lightning, skorch (20 minutes)
 	@$(PY) -m benchmarks
 
-lock:            ## write requirements.lock anew from pyproject.toml
+lock:            ## write requirements.lock and requirements-cluster.lock anew from pyproject.toml
 	@uv pip compile --universal --generate-hashes --no-header --no-emit-index-url --python-version 3.11 \
 	  --extra book --extra test pyproject.toml -o requirements.lock
+	@# the same versions where both have a package: one environment can hold both
+	@uv pip compile --universal --generate-hashes --no-header --no-emit-index-url --python-version 3.11 \
+	  --extra cluster --constraint requirements.lock pyproject.toml -o requirements-cluster.lock
 
 clean:           ## remove what was built (not .venv)
 	@rm -rf _build normbook-results

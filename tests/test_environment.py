@@ -17,10 +17,10 @@ def project():
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-def locked():
-    """{name: version} of the lines of the lock that hold on Linux with this Python."""
+def locked(lock="requirements.lock"):
+    """{name: version} of the lines of a lock that hold on Linux with this Python."""
     found = {}
-    for line in (ROOT / "requirements.lock").read_text().splitlines():
+    for line in (ROOT / lock).read_text().splitlines():
         match = re.match(r"^([A-Za-z0-9._-]+)==([^ ;\\]+)(?: ; ([^\\]+))?", line)
         if match and (not match[3] or Marker(match[3].strip()).evaluate()):
             found[match[1].lower().replace("_", "-")] = match[2]
@@ -30,17 +30,24 @@ def locked():
 def test_every_requirement_is_locked_at_a_version_it_allows():
     table = project()["project"]
     extras = table["optional-dependencies"]
-    assert set(extras) == {"book", "test", "bench"}  # bench: peers to compare with, which no command needs
-    wanted = [*table["dependencies"], *extras["book"], *extras["test"]]
-    versions = locked()
-    for requirement in map(Requirement, wanted):
-        name = requirement.name.lower().replace("_", "-")
-        assert name in versions, f"{name} is not in requirements.lock: run make lock"
-        assert requirement.specifier.contains(versions[name]), f"locked: {name} {versions[name]}, wanted: {requirement}"
+    assert set(extras) == {"book", "test", "bench", "cluster"}  # bench: peers, which no command needs
+    for lock, names in (("requirements.lock", ("book", "test")), ("requirements-cluster.lock", ("cluster",))):
+        versions = locked(lock)
+        for requirement in map(Requirement, sum((extras[name] for name in names), table["dependencies"])):
+            name = requirement.name.lower().replace("_", "-")
+            assert name in versions, f"{name} is not in {lock}: run make lock"
+            assert requirement.specifier.contains(versions[name]), f"{name} {versions[name]}, wanted: {requirement}"
 
 
-def test_every_locked_package_has_a_hash_and_no_address():
-    text = (ROOT / "requirements.lock").read_text()
+def test_one_environment_can_hold_both_locks():
+    book, cluster = locked(), locked("requirements-cluster.lock")
+    assert {n: v for n, v in book.items() if n in cluster} == {n: v for n, v in cluster.items() if n in book}
+    assert "torch" in cluster and "ray" in cluster and "ray" not in book
+
+
+@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-cluster.lock"])
+def test_every_locked_package_has_a_hash_and_no_address(lock):
+    text = (ROOT / lock).read_text()
     entries = re.split(r"\n(?=[A-Za-z0-9])", text)
     for entry in entries:
         if "==" in entry.splitlines()[0]:

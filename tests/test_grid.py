@@ -149,16 +149,16 @@ def test_bundles_hold_at_most_so_many_runs_of_one_kind_and_each_run_once():
     kinds = [TINY, replace(TINY, arm="batch_norm"), replace(TINY, steps=50)]
     n = 2 * grid.MEMBERS + 1
     configs = {f"{k}-{i}": replace(kinds[k], seed=(0, i), lr=0.1 * (i + 1)) for k in range(3) for i in range(n)}
-    found = grid._bundles(configs)
+    found = grid.bundles(configs)
     assert max(map(len, found)) == grid.MEMBERS and len(found) == 9
     assert sorted(name for bundle in found for name in bundle) == sorted(configs)
     assert all(len({c.kind() for c in bundle.values()}) == 1 for bundle in found)
     assert all(bundle[name] is configs[name] for bundle in found for name in bundle)
     assert {c.steps for bundle in found[:2] for c in bundle.values()} == {50}  # the most expensive first
-    assert grid._bundles({}) == []
+    assert grid.bundles({}) == []
     for n, sizes in ((1, [1]), (2, [1, 1]), (9, [5, 4]), (10, [9, 1])):  # one bundle would leave a core idle
         alone = {str(i): replace(TINY, seed=(0, i)) for i in range(n)}
-        assert sorted(map(len, grid._bundles(alone)), reverse=True) == sizes
+        assert sorted(map(len, grid.bundles(alone)), reverse=True) == sizes
 
 
 # ---- running what is missing
@@ -399,7 +399,7 @@ def test_bad_input_to_the_command_is_one_line_and_exit_code_2(chapter, trained, 
 BARE = """
 import runpy, sys
 ABSENT = {"matplotlib", "seaborn", "papermill", "nbformat", "nbclient", "jupyter_book", "IPython", "ipykernel", "click",
-          "torchvision", "pandas", "pytest", "hypothesis"}
+          "torchvision", "pandas", "pytest", "hypothesis", "ray"}
 class Absent:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in ABSENT:

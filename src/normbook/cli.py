@@ -6,6 +6,7 @@ Exit codes: 0 as expected; 1 a verdict differs or a control failed; 2 bad input;
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ from typing import Any
 
 import click
 
-from normbook import __version__, chapters, claims, norms, plan, sweep, train
+from normbook import __version__, chapters, claims, cluster, norms, plan, sweep, train
 from normbook import data as datasets
 from normbook.errors import InputError, choose
 
@@ -54,11 +55,12 @@ def commands() -> None:
 @click.option("--out", type=Path, default=None, help="existing folder for the results  [default: normbook-results]")
 @click.option("--plan", "cost", is_flag=True, help="run nothing, say what the runs at scale cifar or paper cost")
 @click.option("--only", default="", help="a part of those runs, as in depth=16,arm=bn")
+@click.option("--on", default="", help="run them on a cluster: ray://HOST:PORT, or ray for this machine")
 @click.option("--json", "as_json", is_flag=True, help="print the verdicts as JSON")
 @debug
 def run(
     chapter: str, scale: str, seed: int, device: str, precision: str, norm: str, data: str, out: Path | None,
-    cost: bool, only: str, as_json: bool,
+    cost: bool, only: str, on: str, as_json: bool,
 ) -> int:  # fmt: skip
     """Run CHAPTER (5, 05, skipinit or all) and judge its claims.
 
@@ -70,10 +72,14 @@ def run(
         "scale": scale, "seed": seed, "device": device, "precision": precision, "norm": norm, "data": data,
     }  # fmt: skip
     choose("scale", scale, (*claims.SCALES, "tiny"))
-    on = train.resolve_device(device)
-    train.resolve_precision(precision, scale, on)
-    if (cost or only) and scale not in sweep.KEPT:
-        raise InputError(f"--plan and --only are for scale {' or '.join(sweep.KEPT)}: scale {scale} keeps no runs")
+    there = device  # on the cluster; the chapter is read, and its figures are drawn, with what this machine has
+    if on:
+        parameters["device"] = device = "auto"
+    here = train.resolve_device(device)
+    train.resolve_precision(precision, scale, here)
+    if (cost or only or on) and scale not in sweep.KEPT:
+        kept = " or ".join(sweep.KEPT)
+        raise InputError(f"--plan, --only and --on are for scale {kept}: scale {scale} keeps no runs")
     if data:
         parameters["data"] = str(datasets.locate(data))  # the chapter runs in another folder
         datasets.load(data)  # not every chapter reads it: say at once what is wrong with it
@@ -84,21 +90,22 @@ def run(
     if cost:
         for one in declared.values():
             place = sweep.place(scale, out or Path(RESULTS))
-            click.echo(plan.describe(one, scale, place, train.describe_device(on), only))
+            click.echo(plan.describe(one, scale, place, train.describe_device(here), only))
         return 0
     if scale in sweep.KEPT:  # what is wrong with the runs or with their data is said before a folder is made
         keep = {path: sweep.only(only, [*one.scan, *one.runs]) for path, one in declared.items()}
         for name in {config.data for one in declared.values() for config in (*one.scan, *one.runs)}:
             datasets.load(name)
     folder = _folder(out)
-    if device == "auto" and on == "cpu":
+    if device == "auto" and here == "cpu" and not on:
         click.echo("device auto: no GPU here, running on the CPU", err=True)
     worst = 0
     for path in paths:
         click.echo(f"{path.stem}: running at scale {scale}, base seed {seed}", err=True)
         if scale in sweep.KEPT:
             place = _place(scale, folder, out)
-            sweep.train(declared[path], place, keep[path], device=on)
+            with cluster.connect(on, there) if on else contextlib.nullcontext() as engine:
+                sweep.train(declared[path], place, keep[path], device=here, engine=engine)
             if only:
                 view = plan.outlook(declared[path], place)
                 click.echo(f"{path.stem}: {len(view.there):,} of {len(view.runs):,} runs are recorded in {place}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import multiprocessing
 import os
 import signal
@@ -34,6 +35,9 @@ from normbook.records import Record
 from normbook.train import Config
 
 MEMBERS = 9  # runs side by side in one network: together they take about half the time of each alone on a CPU
+
+# where to run what is missing: {name: run}, the names whose record is replaced, the folder, how many runs are there
+Engine = Callable[[dict[str, Config], frozenset[str], Path, int], None]
 
 
 def seeds(config: Config, base: int, n: int) -> list[Config]:
@@ -104,18 +108,20 @@ def run(
     device: str = "cpu",
     workers: int | None = None,
     refresh: bool = False,
+    engine: Engine | None = None,
 ) -> list[Record]:
     """Return the records of ``configs``, in their order, training those that ``folder`` does not hold yet.
 
     Without a folder everything is trained anew and nothing is kept. ``refresh`` trains again what is there, where the
-    code that computed it has changed. Workers have one thread each; there is one a core, on a GPU one.
+    code that computed it has changed. Workers have one thread each; there is one a core, on a GPU one. An ``engine``
+    takes their place, as `cluster.connect` gives one; it knows its own device.
 
     Raises:
         InputError: the folder is missing or read-only, a record in it is damaged, or a worker died.
     """
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="normbook-") as temporary:
-            return run(configs, Path(temporary), device, workers)
+            return run(configs, Path(temporary), device, workers, engine=engine)
     if not folder.is_dir():
         raise InputError(f"the folder for records {folder} does not exist; make it first")
     if not os.access(folder, os.W_OK):
@@ -126,7 +132,9 @@ def run(
         there = {name: record for name, record in there.items() if record["code"] == records.code_hash()}
     missing = {name: c for name, c in zip(names, configs, strict=True) if name not in there}
     stale = frozenset(missing) if refresh else frozenset()
-    if missing:
+    if missing and engine:
+        engine(missing, stale, folder, len(there))
+    elif missing:
         _run_missing(missing, stale, folder, device, workers or (1 if device == "cuda" else _cores()), len(there))
     return [there.get(name) or records.read(folder / f"{name}.json") for name in names]
 
@@ -157,16 +165,24 @@ def _workers(number: int) -> Iterator[ProcessPoolExecutor]:
             raise InputError(
                 "a worker process died (killed, or out of memory?); finished runs are kept, run the same command again"
             ) from None
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(
-                f"a worker ran out of memory ({reason}); finished runs are kept: free some, run the same command again"
-            ) from error
-        if isinstance(error, OSError) and error.filename:
-            raise InputError(
-                f"{error.filename}: {error.strerror}; finished runs are kept: mend this, run the same command again"
-            ) from error
+        said = to_mend(error)
+        if said:
+            raise said from error
         raise
+
+
+def to_mend(error: BaseException) -> InputError | None:
+    """What a user can do about an error of a worker, in one line; None where it is none of memory or of a file."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        reason = " ".join(str(error).split())[:200]
+        return InputError(
+            f"a worker ran out of memory ({reason}); finished runs are kept: free some, run the same command again"
+        )
+    if isinstance(error, OSError) and error.filename:
+        return InputError(
+            f"{error.filename}: {error.strerror}; finished runs are kept: mend this, run the same command again"
+        )
+    return None
 
 
 def _submit(pool: ProcessPoolExecutor, function: Callable[..., Any], *work: Any) -> Future:
@@ -188,17 +204,17 @@ def _run_missing(
     missing: dict[str, Config], stale: frozenset[str], folder: Path, device: str, workers: int, done: int
 ) -> None:
     with _workers(workers) as pool, _bar(total=len(missing) + done, initial=done) as bar:
-        futures = [_submit(pool, _work, bundle, stale, folder, device, False) for bundle in _bundles(missing)]
+        futures = [_submit(pool, _work, bundle, stale, folder, device, False) for bundle in bundles(missing)]
         busy: dict[str, Config] = {}
         for future in as_completed(futures):
             left = future.result()
             busy |= {name: missing[name] for name in left[1]}
             bar.update(left[0])
-        for bundle in _bundles(busy):  # another driver had these: wait for it, or do them if it died
+        for bundle in bundles(busy):  # another driver had these: wait for it, or do them if it died
             bar.update(_submit(pool, _work, bundle, stale, folder, device, True).result()[0])
 
 
-def _bundles(configs: dict[str, Config]) -> list[dict[str, Config]]:
+def bundles(configs: dict[str, Config]) -> list[dict[str, Config]]:
     """Group runs that can be trained side by side, at most MEMBERS each, the most expensive first.
 
     What would be one bundle becomes two halves, so a second core has work. The number of cores plays no part: the
@@ -208,7 +224,7 @@ def _bundles(configs: dict[str, Config]) -> list[dict[str, Config]]:
     for name, config in configs.items():
         groups.setdefault(config.kind(), []).append(name)
     size = MEMBERS if len(groups) > 1 or len(configs) > MEMBERS else max(1, -(-len(configs) // 2))
-    bundles = [
+    found = [
         {name: configs[name] for name in names[i : i + size]}
         for names in groups.values()
         for i in range(0, len(names), size)
@@ -222,7 +238,7 @@ def _bundles(configs: dict[str, Config]) -> list[dict[str, Config]]:
         per_image = one.width**2 * (1 if one.model == "mlp" else 16**2 * 9 * 64)
         return steps * one.depth * (5e-4 + per_image * one.batch_size * len(bundle) / 5e9)
 
-    return sorted(bundles, key=cost, reverse=True)
+    return sorted(found, key=cost, reverse=True)
 
 
 def _work(
@@ -234,7 +250,7 @@ def _work(
         free: list[str] = []
         busy: list[str] = []
         for name in sorted(bundle):  # one order for all drivers, so none waits for the other in a ring
-            (free if _lock(lock.fileno(), name, wait) else busy).append(name)
+            (free if take(lock.fileno(), name, wait) else busy).append(name)
         todo = [name for name in free if not (folder / f"{name}.json").exists() or name in stale]
         if todo:
             for result in train.run([bundle[name] for name in todo], device):
@@ -242,7 +258,7 @@ def _work(
         return len(free), busy
 
 
-def _lock(handle: int, name: str, wait: bool) -> bool:
+def take(handle: int, name: str, wait: bool) -> bool:
     """Lock the byte of the lock file that stands for this run; it is free again when the file closes or we die."""
     import fcntl  # Linux and macOS
 
@@ -251,6 +267,13 @@ def _lock(handle: int, name: str, wait: bool) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def leave(handle: int, name: str) -> None:
+    """Unlock what `take` has locked."""
+    import fcntl
+
+    fcntl.lockf(handle, fcntl.LOCK_UN, 1, int(name[:15], 16))
 
 
 @cache
@@ -310,21 +333,31 @@ def _command(arguments: Sequence[str]) -> int:
     parser.add_argument("--data", default="", help="data set, as in normbook run")
     parser.add_argument("--out", type=Path, required=True, help="folder for the records; it must exist")
     parser.add_argument("--only", default="", help="a part of the runs, as in depth=16,arm=bn")
+    parser.add_argument("--on", default="", help="ray://HOST:PORT or ray: run on a cluster, see book/cluster.md")
     parser.add_argument("--refresh", action="store_true", help="train again what older code computed")
     parser.add_argument("--debug", action="store_true", help="show the traceback of what goes wrong")
     options = parser.parse_args(arguments)
     if options.seed < 0:
         raise InputError(f"the base seed {options.seed} is negative: give 0 or more")
-    device = train.resolve_device(options.device)
+    # what a cluster has is no matter of this machine, where the chapter is read
+    device = train.resolve_device("auto" if options.on else options.device)
     chapter = claims.load(
         options.chapter, scale=options.scale, seed=options.seed, device=device, precision=options.precision,
         norm=options.norm, data=options.data,
     )  # fmt: skip
     norms.namespace(options.norm, chapter.needs)
     keep = sweep.only(options.only, [*chapter.scan, *chapter.runs])
-    scan, done = sweep.train(chapter, options.out, keep, device=device, refresh=options.refresh)
+    with _engine(options.on, options.device) as engine:
+        scan, done = sweep.train(chapter, options.out, keep, device=device, refresh=options.refresh, engine=engine)
     print(f"{len(scan) + len(done)} records in {options.out}")
     return 0
+
+
+def _engine(on: str, device: str) -> contextlib.AbstractContextManager[Engine | None]:
+    if not on:
+        return contextlib.nullcontext()
+    # no import statement: `chapters.stamp` follows those, and no output of a chapter depends on where a grid runs
+    return importlib.import_module("normbook.cluster").connect(on, device)
 
 
 if __name__ == "__main__":
