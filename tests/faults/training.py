@@ -171,7 +171,7 @@ FAULTS = (
         "runs are evaluated in training mode", (INFERENCE,),
     ),
     Fault(
-        "nan-not-divergence", T, LOOP, "~(self.losses[step] <= DIVERGED)", "self.losses[step] > DIVERGED",
+        "nan-not-divergence", T, LOOP, "~(self.losses <= DIVERGED)", "self.losses > DIVERGED",
         "a loss that is not a number is no divergence", (FIRST_BAD,),
     ),
     Fault(

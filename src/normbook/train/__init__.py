@@ -1,7 +1,7 @@
 """Train one run, or a batch of runs that differ only in seed and learning rate, side by side in one network.
 
 Divergence is an outcome, never an exception: a step's loss is not finite or above 1000 (Bjorck et al. 2018, section
-3.2). A device flag keeps each run's first bad step; the host reads it every 50 steps and at the end of an epoch.
+3.2). The losses of all steps stay on the device; the host looks at them every 50 steps and at the end of an epoch.
 """
 
 from normbook.train.config import Config, lr_scale, streams

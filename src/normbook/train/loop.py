@@ -95,8 +95,8 @@ class Training:
     """A bundle of runs in training. Iterating takes its steps; between two of them everything can be looked at.
 
     ``net`` is the network of all M runs, ``images`` [batch, M, channels, height, width] and ``labels`` [batch, M] are
-    those of the last step, ``losses`` [steps, M] (nats) are filled step by step, ``first_bad`` [M] is each run's first
-    bad step or -1. The iterator gives the number of steps taken, and stops early where all runs have diverged.
+    those of the last step, ``losses`` [steps, M] (nats) are filled step by step. The iterator gives the number of steps
+    taken, and stops early where all runs have diverged.
 
     Raises:
         InputError: runs that do not belong in one bundle, a run without a learning rate, or a batch that the training
@@ -132,7 +132,12 @@ class Training:
             else SGD(self.net, lrs, config.momentum, config.weight_decay)
         )
         self.losses = torch.zeros(self.steps, len(configs), device=device)
-        self.first_bad = torch.full((len(configs),), -1, device=device)
+
+    @property
+    def first_bad(self) -> Tensor:
+        """Each run's first bad step or -1, [M]; on the device, so only who looks at it waits."""
+        bad = ~(self.losses <= DIVERGED)  # true for nan too
+        return torch.where(bad.any(0), bad.int().argmax(0), -1)
 
     def __iter__(self) -> Iterator[int]:
         config, dataset, step = self.config, self.dataset, 0
@@ -148,8 +153,6 @@ class Training:
                 loss = batch_losses(self.net, self.images, self.labels, config.precision)
                 self.optimizer.step(loss, lr_scale(config, step, self.steps))
                 self.losses[step] = loss.detach()
-                bad = ~(self.losses[step] <= DIVERGED)  # true for nan too
-                self.first_bad = torch.where(bad & (self.first_bad < 0), step, self.first_bad)
                 step += 1
                 yield step
                 if step == self.steps or (step % FLAG_EVERY == 0 and bool((self.first_bad >= 0).all())):
