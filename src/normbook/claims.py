@@ -165,13 +165,14 @@ class Judgement:
     @property
     def table(self) -> str:
         """Estimates and intervals as a Markdown table."""
-        rows = ["| id | quantity | estimate | interval | region | verdict |", "|---|---|---|---|---|---|"]
+        rows = ["| id | verdict | quantity | estimate | interval | region |", "|---|---|---|---|---|---|"]
         for claim in self.claims:
             v = self.verdicts[claim.id]
             span = "exact" if claim.estimator == "exact" else f"{number(v.ci_low)} to {number(v.ci_high)}, n = {v.n}"
+            quantity = claim.quantity.replace("|", "\\|")  # else the cell ends there
             rows.append(
-                f"| {claim.id} | {claim.quantity} | {number(v.estimate)} {claim.unit} | {span} "
-                f"| {region_text(claim.region)} | {v.verdict} |"
+                f"| {claim.id} | {v.verdict} | {quantity} | {number(v.estimate)} {claim.unit} | {span} "
+                f"| {region_text(claim.region)} |"
             )
         return "\n".join(rows)
 
