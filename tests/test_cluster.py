@@ -544,7 +544,8 @@ def test_on_two_nodes_a_driver_and_a_node_are_killed_and_every_run_is_recorded_o
     script.write_text(DRIVER)
     (tmp_path / "nodes.py").write_text(NODES)
     port = free_port()
-    given = environment(RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="disabled", GRPC_ENABLE_FORK_SUPPORT="0")
+    slowly = {"RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": "240"}  # 30 s are little on a busy machine
+    given = environment(RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="disabled", GRPC_ENABLE_FORK_SUPPORT="0", **slowly)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": given}
     started = []
 

@@ -107,8 +107,8 @@ FAULTS = (
         id="blind-8-lr-of-luckiest-seed",
         family="training",
         file="grid.py",
-        old="return min(rates, key=lambda lr: (sum(rates[lr]) / len(rates[lr]), lr))",
-        new="return min(rates, key=lambda lr: (min(rates[lr]), lr))",
+        old="key=lambda lr: (sum(rates[lr]) / most, lr))",
+        new="key=lambda lr: (min(rates[lr]), lr))",
         what=(
             "The learning rate is chosen by its single best seed rather than the mean, so a rate at which all "
             "other seeds diverged can win and bias every arm compared at its best rate."
