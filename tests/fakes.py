@@ -129,3 +129,30 @@ def keep(folder, configs, loss=lambda config: 2.0, **changes):
     folder.mkdir(parents=True, exist_ok=True)
     for config in configs:
         records.write(folder, record(config, loss(config), **changes))
+
+
+GRIDS = """from dataclasses import replace
+from normbook import grid, train
+from normbook.claims import Claim
+from normbook.train import Config
+PLAN = grid.at_scale(scale, quick={"steps": 2}, cifar={"steps": 3})
+ONE = Config("none", depth=10, width=0.25, batch_size=8, n_train=16, norm=norm, **PLAN)
+SCAN = [replace(ONE, lr=lr, seed=(seed, 1000)) for lr in (0.1, 0.2)]
+RUNS = grid.seeds(ONE, seed, 2)
+DEVICE = train.resolve_device(device)
+CLAIMS = []
+"""
+
+
+def grids(monkeypatch, folder):
+    """A chapter of two scanned runs and two more at scales quick and cifar, in a folder that is returned."""
+
+    def cell(kind, text, *tags):
+        return {"cell_type": kind, "metadata": {"tags": list(tags)}, "source": text.splitlines(True)}
+
+    cells = [cell("markdown", "# X"), cell("code", PARAMETERS, "parameters"), cell("code", GRIDS, "declare")]
+    for name in ("notebooks", "out", "results"):
+        (folder / name).mkdir()
+    (folder / "notebooks" / "05_skipinit.ipynb").write_text(json.dumps({"cells": cells}))
+    monkeypatch.setattr(claims, "ROOT", folder)
+    return folder

@@ -376,7 +376,9 @@ def read_or_refused(given_config):
     try:
         found = grid.config_of({"name": "0123", "config": given_config})
     except InputError as error:
-        assert "record 0123" in str(error) and "move it away" in str(error)  # printed on one line: tests of the commands
+        assert "record 0123" in str(error) and "move it away" in str(
+            error
+        )  # printed on one line: tests of the commands
         return None
     assert hash(found.kind()) == hash(found.kind())
     again = json.loads(json.dumps(asdict(found)))

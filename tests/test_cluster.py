@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import json
 import os
 import re
 import signal
@@ -14,10 +13,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import fakes
 import pytest
 import torch
 
-from normbook import claims, cli, cluster, data, grid, records, train
+from normbook import cli, cluster, data, grid, records, train
 from normbook.errors import InputError
 from normbook.train import Config
 
@@ -373,33 +373,9 @@ def test_a_node_with_other_code_computes_nothing(tmp_path, ray, monkeypatch):
 # ---- the commands
 
 
-NOTEBOOK = """from dataclasses import replace
-from normbook import grid, train
-from normbook.claims import Claim
-from normbook.train import Config
-PLAN = grid.at_scale(scale, quick={"steps": 2}, cifar={"steps": 3})
-ONE = Config("none", depth=10, width=0.25, batch_size=8, n_train=16, norm=norm, **PLAN)
-SCAN = [replace(ONE, lr=lr, seed=(seed, 1000)) for lr in (0.1, 0.2)]
-RUNS = grid.seeds(ONE, seed, 2)
-DEVICE = train.resolve_device(device)
-CLAIMS = []
-"""
-
-
 @pytest.fixture
 def chapter(tmp_path, monkeypatch):
-    """A chapter with grids at scales quick and cifar; the folder around it."""
-
-    def cell(kind, text, *tags):
-        return {"cell_type": kind, "metadata": {"tags": list(tags)}, "source": text.splitlines(True)}
-
-    parameters = "scale, seed, device, precision, norm, data = 'quick', 0, 'auto', 'auto', 'normbook.norms', ''"
-    cells = [cell("markdown", "# X"), cell("code", parameters, "parameters"), cell("code", NOTEBOOK, "declare")]
-    for name in ("notebooks", "out", "results"):
-        (tmp_path / name).mkdir(parents=True)
-    (tmp_path / "notebooks" / "05_skipinit.ipynb").write_text(json.dumps({"cells": cells}))
-    monkeypatch.setattr(claims, "ROOT", tmp_path)
-    return tmp_path
+    return fakes.grids(monkeypatch, tmp_path)
 
 
 def test_the_grids_command_runs_on_a_cluster(chapter, ray, capsys):

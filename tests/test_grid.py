@@ -11,10 +11,11 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import fakes
 import pytest
 import torch
 
-from normbook import claims, data, grid, progress, records, train
+from normbook import data, grid, progress, records, train
 from normbook.errors import InputError
 from normbook.train import Config
 
@@ -345,32 +346,9 @@ def test_on_a_terminal_the_bar_is_tqdms_own(monkeypatch):
 # ---- the command
 
 
-NOTEBOOK = """from dataclasses import replace
-from normbook import grid
-from normbook.claims import Claim
-from normbook.train import Config
-PLAN = grid.at_scale(scale, quick={"steps": 2})
-ONE = Config("none", depth=10, width=0.25, batch_size=8, n_train=16, norm=norm, **PLAN)
-SCAN = [replace(ONE, lr=lr, seed=(seed, 1000)) for lr in (0.1, 0.2)]
-RUNS = grid.seeds(ONE, seed, 2)
-CLAIMS = []
-"""
-
-
 @pytest.fixture
 def chapter(tmp_path, monkeypatch):
-    """A chapter of two scanned runs and two more; the folder for its records."""
-
-    def cell(kind, text, *tags):
-        return {"cell_type": kind, "metadata": {"tags": list(tags)}, "source": text.splitlines(True)}
-
-    parameters = "scale, seed, device, precision, norm, data = 'quick', 0, 'auto', 'auto', 'normbook.norms', ''"
-    cells = [cell("markdown", "# X"), cell("code", parameters, "parameters"), cell("code", NOTEBOOK, "declare")]
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "notebooks" / "05_skipinit.ipynb").write_text(json.dumps({"cells": cells}))
-    monkeypatch.setattr(claims, "ROOT", tmp_path)
-    (tmp_path / "out").mkdir()
-    return tmp_path / "out"
+    return fakes.grids(monkeypatch, tmp_path) / "out"
 
 
 def test_the_command_runs_a_chapters_grids_and_says_how_many_records_there_are(chapter, trained, capsys):

@@ -136,7 +136,7 @@ FAULTS = (
         "a change of the norms leaves records current", (HASHED,),
     ),
     Fault(
-        "older-verdicts-current", J, CHAPTERS, '"code_current": source == now if', '"code_current": source is not None if',
+        "older-verdicts-current", J, CHAPTERS, '"code_current": source == now', '"code_current": source is not None',
         "verdicts of older code are shown as current", (LISTED,),
     ),
     Fault(
