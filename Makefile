@@ -72,7 +72,7 @@ faults: $(ENV)   ## plant each fault of tests/faults in a copy: a test must fail
 soak: $(ENV)     ## kill grids at 100 random moments and look at what is left (minutes; KILLS=n for n)
 	@$(PY) tests/soak.py --kills $(or $(KILLS),100)
 
-bench: $(ENV)    ## training speed beside a textbook script, torch.compile, Lightning, skorch (20 minutes)
+bench: $(ENV)    ## training speed beside a textbook script, torch.compile, Lightning, skorch (24 minutes)
 	@$(PY) -m benchmarks
 
 lock:            ## write requirements.lock and requirements-cluster.lock anew from pyproject.toml

@@ -1,6 +1,6 @@
 """``python -m benchmarks``: measure, print the table (or JSON), and keep the readings in ``_build/bench/``.
 
-About 15 minutes on 2 CPU cores. A reading worth keeping is copied to ``benchmarks/results/`` and committed.
+24 minutes on 2 CPU cores. A reading worth keeping is copied to ``benchmarks/results/`` and committed.
 """
 
 from __future__ import annotations
