@@ -73,8 +73,9 @@ def test_every_claim_is_a_well_formed_line_with_its_numbers(all_rows):
     assert tuple(head) == pages.COLUMNS and len(lines) == len(judged) >= len(all_rows) >= 210
     for line, (one, scale, found) in zip(lines, judged, strict=True):
         assert line[0] == f"{one['id']} {one['statement']}" and line[1] == f"{found['verdict']} {scale}"
-        assert line[3] == pages.estimate_text(one, found) and line[7] == found["control_verdict"]
-        assert line[8] == str(one["chapter"]) and line[9] == one["source"]
+        n = "" if one["estimator"] == "exact" else f", n\u00a0=\u00a0{found['n']}"
+        assert line[3] == pages.estimate_text(one, found) + n and line[6] == found["control_verdict"]
+        assert line[7] == one["source"]
 
 
 def test_verdicts_at_two_scales_stand_side_by_side_those_that_differ_first():

@@ -134,6 +134,10 @@ def scoreboard(rows: Sequence[Row]) -> str:
     statistical = [row for row, _, _ in found if row["estimator"] != "exact"]
     chance = sum(1 - row["level"] for row in statistical)
     lines = [
+        "---",
+        "html_theme.sidebar_secondary.remove: true",  # two links, at the cost of a table that does not fit
+        "---",
+        "",
         "# Scoreboard",
         "",
         f"{len(rows)} claims. "
@@ -172,7 +176,7 @@ def scoreboard(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-COLUMNS = ("claim", "verdict", "interval", "estimate", "region", "paper", "n", "control", "chapter", "source")
+COLUMNS = ("claim", "verdict", "interval", "estimate", "region", "paper", "control", "source")
 
 
 def _line(row: Row, scale: str, found: dict[str, Any]) -> str:
@@ -180,15 +184,13 @@ def _line(row: Row, scale: str, found: dict[str, Any]) -> str:
     css = found["verdict"].replace(" ", "-")
     page = f"../notebooks/{slugs[row['chapter']]}.html"
     cells = [
-        f'<span class="claim-id">{escape(row["id"])}</span> {escape(row["statement"])}',
+        f'<a class="claim-id" href="{page}">{escape(row["id"])}</a> {escape(row["statement"])}',
         f'<span class="verdict-{css}">{found["verdict"]}</span> {scale} {found.get("rate", "")}'.rstrip(),
         picture(found, row["region"]),
-        escape(estimate_text(row, found)),
+        escape(estimate_text(row, found)) + ("" if row["estimator"] == "exact" else f", n\u00a0=\u00a0{found['n']}"),
         escape(region_text(tuple(row["region"]))),
         "" if row["paper_value"] is None else number(row["paper_value"]),
-        str(found["n"]),
         found["control_verdict"],
-        f'<a href="{page}">{row["chapter"]}</a>',
         escape(row["source"]),
     ]
     data = f'data-verdict="{found["verdict"]}" data-chapter="{row["chapter"]}" data-paper="{escape(paper(row))}"'
