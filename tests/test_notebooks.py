@@ -3,7 +3,10 @@
 import ast
 import json
 import re
+import subprocess
+import sys
 
+import nbformat
 import pytest
 
 from normbook import book, chapters, claims, data, grid, plan, probes, recorded, records, sweep, train
@@ -37,6 +40,22 @@ def test_checked_cells_have_a_count_and_an_output_or_nbval_compares_nothing(slug
         assert ids == [claim.id for claim in claims.load(slug).claims]
         # ids and verdicts only: a number would make nbval compare rounding
         assert not re.search(r"\d\.\d", text)
+
+
+@pytest.mark.parametrize(("shown", "code"), [("XX-1 reproduced", 0), ("XX-1 inconclusive", 1)])
+def test_nbval_compares_a_cell_that_is_marked_as_the_chapters_mark_it(tmp_path, shown, code):
+    """With the Makefile's options; the first case says that it is the output that makes the second fail."""
+    marked = next(c["metadata"] for c in cells(SLUGS[0]) if "nbval-check-output" in c["metadata"].get("tags", []))
+    cell = nbformat.v4.new_code_cell("print('XX-1 reproduced')", metadata=marked, execution_count=1)
+    cell.outputs = [nbformat.v4.new_output("stream", text=f"{shown}\n")]
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "one.ipynb")
+    makefile = (claims.ROOT / "Makefile").read_text(encoding="utf-8")
+    [options] = re.findall(r"-m pytest notebooks -c tests/nbval.ini --rootdir=\. (.*?) -v -n 2", makefile)
+    ini = claims.ROOT / "tests" / "nbval.ini"
+    command = [sys.executable, "-m", "pytest", tmp_path / "one.ipynb", "-c", ini, f"--rootdir={tmp_path}"]
+    done = subprocess.run([*command, *options.split()], capture_output=True, text=True)
+    assert done.returncode == code, done.stdout
+    assert ("1 failed" if code else "1 passed") in done.stdout
 
 
 @pytest.mark.parametrize("slug", SLUGS)
