@@ -60,8 +60,8 @@ def test_verdicts_stand_in_a_table_beside_the_papers_numbers(path, tmp_path):
     text = recorded.passage("05_small", chapters.listing(path))
     assert "22 of 22 runs are recorded: some cpu" in text and "`normbook run 5 --scale cifar`" not in text
     assert "```{image} 05_cifar.png\n:alt: a dot at scale cifar\n" in text
-    assert "| claim | ours | paper | interval | n | verdict |" in text
-    assert "| [XX-1]{.claim-id} There is a loss | 1 nats | 2 | 1 to 1 | 5 | [reproduced]{.verdict-reproduced} |" in text
+    assert "| claim | verdict | ours | paper | interval | n |" in text
+    assert "| [XX-1]{.claim-id} There is a loss | [reproduced]{.verdict-reproduced} | 1 nats | 2 | 1 to 1 | 5 |" in text
     assert "Judged otherwise at scale `quick`: XX-1 (inconclusive, here reproduced)." in text
     assert "XX-2 (" not in text and "control failed" not in text
 

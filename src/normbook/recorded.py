@@ -111,13 +111,13 @@ def _shown(number: int, scale: str, kept: Mapping[str, Any], rows: Sequence[Mapp
     parts = (
         [f"```{{image}} {number:02}_{scale}.png\n:alt: {kept['figure']}\n:width: 100%\n```"] if "figure" in kept else []
     )
-    lines = ["| claim | ours | paper | interval | n | verdict |", "|---|---|---|---|---|---|"]
+    lines = ["| claim | verdict | ours | paper | interval | n |", "|---|---|---|---|---|---|"]
     for row, found in judged:
         paper = "" if row["paper_value"] is None else claims.number(row["paper_value"])
         span = f"{claims.number(found['ci_low'])} to {claims.number(found['ci_high'])}"
         lines.append(
-            f"| [{row['id']}]{{.claim-id}} {row['statement']} | {claims.number(found['estimate'])} {row['unit']} "
-            f"| {paper} | {span} | {found['n']} | {pages.mark(found)} |"
+            f"| [{row['id']}]{{.claim-id}} {row['statement']} | {pages.mark(found)} "
+            f"| {claims.number(found['estimate'])} {row['unit']} | {paper} | {span} | {found['n']} |"
         )
     parts += [kept["table"]] if kept.get("table") else []
     parts += ["\n".join(lines)] if judged else ["No claim has all its runs yet."]
