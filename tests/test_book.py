@@ -1,10 +1,11 @@
 """normbook.book: pages are filled in from verdicts, and a broken page turns the strict build red, twice."""
 
+import matplotlib.pyplot as plt
 import nbformat
 import pytest
 import yaml
 
-from normbook import book, chapters, claims, recorded
+from normbook import book, chapters, claims, figures, recorded
 from normbook.errors import InputError
 
 ROW = {
@@ -57,6 +58,13 @@ def test_the_passage_on_recorded_runs_stands_where_its_mark_is():
     source = chapter(nbformat.v4.new_markdown_cell(book.CARD), nbformat.v4.new_markdown_cell(f"a\n\n{recorded.MARK}"))
     assert book.dress(source, [ROW], {}, passage="12 of 34 runs").cells[1].source == "a\n\n12 of 34 runs"
     assert recorded.MARK in source.cells[1].source
+
+
+def test_departures_fold_behind_their_count_and_what_comes_after_does_not():
+    text = "## Departures from the paper\n\n1. The digits.\n2. Two lines,\n   the second.\n\n## Exercises\n\n1. Why?"
+    cells = chapter(nbformat.v4.new_markdown_cell(book.CARD), nbformat.v4.new_markdown_cell(text))
+    folded = text.replace("1. The", "````{dropdown} The 2 departures\n1. The", 1).replace("second.", "second.\n````")
+    assert book.dress(cells, [ROW], {}).cells[1].source == folded
 
 
 def test_the_ids_of_a_table_of_verdicts_do_not_break():
@@ -129,6 +137,21 @@ def test_a_site_is_slimmed_and_its_tables_have_no_empty_headers(tmp_path):
     assert (tmp_path / "a.html").read_text() == '<td></td><th class="head"><p>x</p></th><div>'
     (cell,) = nbformat.read(tmp_path / "_sources" / "05.ipynb", 4).cells
     assert (cell.source, cell.outputs, cell.execution_count) == ("1", [], None)
+
+
+def test_pictures_of_a_site_take_less_and_look_the_same(tmp_path):
+    (tmp_path / "_sources").mkdir()
+    (tmp_path / "_images").mkdir()
+    figures.use_style()
+    fig, ax = plt.subplots()
+    ax.fill_between(range(9), [i % 4 for i in range(9)], range(9), color=figures.color("batch_norm"), alpha=0.3)
+    path = tmp_path / "_images" / "a.png"
+    fig.savefig(path, facecolor="white")
+    plt.close(fig)
+    before, bytes_before = plt.imread(path)[..., :3], path.stat().st_size
+    book.slim(tmp_path)
+    assert path.stat().st_size < 0.7 * bytes_before
+    assert abs(plt.imread(path)[..., :3] - before).max() < 16 / 255
 
 
 def test_pages_show_themselves_before_their_scripts_and_only_search_loads_the_index(tmp_path):

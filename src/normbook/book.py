@@ -13,6 +13,7 @@ from typing import Any
 
 import nbformat
 import yaml
+from PIL import Image
 
 from normbook import chapters, claims, pages, recorded, sliders, stability
 from normbook.chapters import Executed
@@ -127,7 +128,7 @@ def dress(
     cards[0].source = cards[0].source.split(CARD)[0] + CARD + "\n\n" + card(rows, info, agreement)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = cell.source.replace(recorded.MARK, passage)
+            cell.source = DEPARTURES.sub(_folded, cell.source.replace(recorded.MARK, passage))
         for output in cell.get("outputs", []):
             for mime in (claims.MIME, "text/csv"):
                 output.get("data", {}).pop(mime, None)  # for programs, not for the page
@@ -141,6 +142,15 @@ def dress(
             if alt:
                 cell.metadata["mystnb"] = {"image": {"alt": alt}}
     return notebook
+
+
+DEPARTURES = re.compile(r"(## Departures[^\n]*\n\n)(.*?)\s*(?=\n## |\Z)", re.S)
+
+
+def _folded(section: re.Match[str]) -> str:
+    """The list of departures, folded: it is long, and read by who doubts a verdict."""
+    count = len(re.findall(r"^\d+\. ", section[2], re.M))
+    return f"{section[1]}````{{dropdown}} The {count} departures\n{section[2]}\n````\n" if count else section[0]
 
 
 CARD_ROWS = 12  # a longer card folds away the claims that are reproduced
@@ -210,11 +220,15 @@ def build(staged: Path, output: Path, strict: bool = False) -> Path:
 def slim(site: Path) -> None:
     """Take from a built site what no reader needs, and what a screen reader stumbles over.
 
-    The theme's script maps, translations and fonts for old browsers, outputs in downloads; empty header cells, and
-    roles that are not allowed on the entries of the bibliography. A page shows itself before its scripts are there, and
-    only the search page loads the index.
+    The theme's script maps, translations and fonts for old browsers, outputs in downloads, colours of pictures that no
+    eye tells apart; empty header cells, and roles that are not allowed on the entries of the bibliography. A page shows
+    itself before its scripts are there, and only the search page loads the index.
     """
     shutil.rmtree(site / "_static" / "locales", ignore_errors=True)
+    for path in (site / "_images").glob("*.png"):
+        with Image.open(path) as picture:
+            small = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        small.save(path, optimize=True)  # a third of the size, the same to the eye
     for path in [*site.rglob("*.map"), *site.rglob("*.ttf")]:
         path.unlink()
     for path in (site / "_sources").rglob("*.ipynb"):
