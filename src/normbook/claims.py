@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -228,7 +228,8 @@ def region_text(region: tuple[float | None, float | None]) -> str:
 class Chapter:
     """What a chapter declares: its number, slug (``05_skipinit``), title, claims, and the grids that it trains.
 
-    ``closer`` are seeds with which the best scanned learning rates and their neighbours are scanned again.
+    ``closer`` are seeds with which the best scanned learning rates and their neighbours are scanned again. ``probes``
+    gives, from the records of the scan, what its probes measure (`normbook.probed`).
     """
 
     number: int
@@ -240,6 +241,7 @@ class Chapter:
     runs: tuple[Any, ...]
     needs: tuple[str, ...]
     closer: tuple[tuple[int, int], ...] = ()
+    probes: Callable[[list[dict[str, Any]]], list[Any]] | None = None
 
 
 def chapters() -> dict[str, Path]:
@@ -319,5 +321,5 @@ def load(chapter: str | int, **parameters: Any) -> Chapter:
     return Chapter(
         int(path.stem[:2]), path.stem, title.removeprefix("# ").strip(), path, tuple(space["CLAIMS"]),
         tuple(space.get("SCAN", ())), tuple(space.get("RUNS", ())), tuple(space.get("NORMS", ())),
-        tuple(space.get("CLOSER", ())),
+        tuple(space.get("CLOSER", ())), space.get("PROBES"),
     )  # fmt: skip

@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from normbook import __version__, chapters, claims, cluster, norms, plan, sweep, train
+from normbook import __version__, chapters, claims, cluster, norms, plan, probed, sweep, train
 from normbook import data as datasets
 from normbook.errors import InputError, choose
 
@@ -106,7 +106,9 @@ def run(
             place = _place(scale, folder, out)
             with cluster.connect(on, there) if on else contextlib.nullcontext() as engine:
                 sweep.train(declared[path], place, keep[path], device=here, engine=engine)
-            if only:
+            if not only:
+                probed.measure(probed.of(declared[path], place), probed.place(place))
+            else:
                 view = plan.outlook(declared[path], place)
                 click.echo(f"{path.stem}: {len(view.there):,} of {len(view.runs):,} runs are recorded in {place}")
                 continue
@@ -307,6 +309,10 @@ def _refresh_recorded(path: Path, scale: str) -> int:
 
     chapter = claims.load(path.stem, scale=scale)
     folder = Path(f"_build/{scale}").resolve()
+    left = probed.lacking(probed.of(chapter, place := sweep.place(scale, folder)), probed.place(place))
+    if left:
+        number = chapter.number
+        raise InputError(f"{len(left)} measurements are missing: normbook run {number} --scale {scale} makes them")
     executed = chapters.execute(path, folder / path.stem, {"scale": scale})
     failed = recorded.commit(executed, chapter, scale, sweep.place(scale, folder))
     click.echo(table(chapters.listing(path), scale))

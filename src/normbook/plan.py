@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
-from normbook import claims, grid, records, sweep, throughput
+from normbook import claims, grid, probed, records, sweep, throughput
 from normbook.records import Record
 from normbook.throughput import Reading
 from normbook.train import Config
@@ -77,8 +77,12 @@ def describe(chapter: claims.Chapter, scale: str, folder: Path, here: str, part:
         f"{chapter.slug} at scale {scale}{f', only {part}' if part else ''}: {total:,} runs, "
         f"{total - len(missing):,} recorded, {len(missing):,} missing"
     ]
+    tasks, place = ([] if part else probed.of(chapter, folder)), probed.place(folder)
+    if tasks:
+        left = len(probed.lacking(tasks, place))
+        lines.append(f"  {len(tasks):,} measurements by probes, {left:,} missing: seconds to minutes each")
     if not missing:
-        return lines[0]
+        return "\n".join(lines)
     devices = [here, *sorted({r.device for r in readings if throughput.is_gpu(r.device)} - {here})]
     for device in devices:
         lines += _time(missing, device, readings, 1 if throughput.is_gpu(device) else grid._cores())

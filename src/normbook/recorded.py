@@ -7,18 +7,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from normbook import chapters, claims, pages, plan, records, sweep, throughput
+from normbook import chapters, claims, pages, plan, probed, records, sweep, throughput
 from normbook.errors import InputError
 from normbook.files import whole
 
+COUNTED = (("runs", "of", "runs"), ("probes", "of_probes", "measurements by probes"))
 MARK = "<!-- recorded runs -->"  # where a chapter's page gets the passage; a chapter without it has none
 
 
 def summary(chapter: claims.Chapter, folder: Path) -> dict[str, Any]:
     """What is recorded of a chapter in a folder.
 
-    ``runs`` of how many (``of``), ``devices`` with the core hours spent on each (of a GPU: hours), first and last day
-    (``start``, ``end``, UTC), names of the ``data`` and hashes of the ``code``.
+    ``runs`` of how many (``of``), ``probes`` of how many (``of_probes``), ``devices`` with the core hours spent on each
+    (of a GPU: hours), first and last day (``start``, ``end``, UTC), names of the ``data`` and hashes of the ``code``.
 
     Raises:
         InputError: a record is damaged.
@@ -29,11 +30,18 @@ def summary(chapter: claims.Chapter, folder: Path) -> dict[str, Any]:
     for record in found:
         cores = 1 if throughput.is_gpu(record["device"]) else record["threads"]
         hours[record["device"]] = hours.get(record["device"], 0) + record["seconds"] * cores / 3600
+    tasks, place = probed.of(chapter, folder), probed.place(folder)
+    left = probed.lacking(tasks, place)
+    measured = [probed.load(place, task) for task in tasks if task not in left]
+    for one in measured:  # on one core
+        hours[one["device"]] = hours.get(one["device"], 0) + one["seconds"] / 3600
     return {
-        "runs": len(found), "of": len(view.runs), "devices": {name: round(hours[name], 2) for name in sorted(hours)},
-        "start": _day(min((r["start"] for r in found), default=0)),
-        "end": _day(max((r["end"] for r in found), default=0)),
-        "data": sorted({r["config"]["data"] for r in found}), "code": sorted({r["code"] for r in found}),
+        "runs": len(found), "of": len(view.runs), "probes": len(measured), "of_probes": len(tasks),
+        "devices": {name: round(hours[name], 2) for name in sorted(hours)},
+        "start": _day(min([r["start"] for r in found] + [m["end"] - m["seconds"] for m in measured], default=0)),
+        "end": _day(max((one["end"] for one in [*found, *measured]), default=0)),
+        "data": sorted({r["config"]["data"] for r in found}),
+        "code": sorted({one["code"] for one in [*found, *measured]}),
     }  # fmt: skip
 
 
@@ -50,8 +58,8 @@ def commit(executed: chapters.Executed, chapter: claims.Chapter, scale: str, fol
         InputError: nothing is recorded, a record is damaged, or a file cannot be written.
     """
     found = summary(chapter, folder)
-    if not found["runs"]:
-        raise InputError(f"{folder}: none of the {found['of']:,} runs of chapter {chapter.number} is recorded there")
+    if not found["runs"] and not found["probes"]:
+        raise InputError(f"{folder}: none of the {_expected(found)} of chapter {chapter.number} is recorded there")
     failed = [key for key, verdict in executed.verdicts.items() if not verdict.control_holds]
     held = {key: verdict for key, verdict in executed.verdicts.items() if key not in failed}
     figure, alt = chapters.key_figure(executed)
@@ -92,17 +100,22 @@ def passage(slug: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _counted(number: int, scale: str, found: Mapping[str, Any]) -> str:
     how = f"`normbook run {number} --scale {scale}` runs what is missing, with `--plan` it says first what that costs."
-    if not found["runs"]:
-        return f"**Scale `{scale}`.** None of its {found['of']:,} runs is recorded yet. {how}"
+    if not found["runs"] and not found["probes"]:
+        return f"**Scale `{scale}`.** None of its {_expected(found)} is recorded yet. {how}"
     spent = ", ".join(
         f"{name} ({hours:,.1f} {'hours' if throughput.is_gpu(name) else 'core hours'})"
         for name, hours in found["devices"].items()
     )
     days = " to ".join(dict.fromkeys((found["start"], found["end"])))
-    older = "" if found["code"] == [records.code_hash()] else " Some of them are of older code."
-    text = f"**Scale `{scale}`.** {found['runs']:,} of {found['of']:,} runs are recorded: {spent}, {days}, "
-    text += f"data {', '.join(f'`{name}`' for name in found['data'])}.{older}"
-    return text if found["runs"] == found["of"] else f"{text} {how}"
+    older = "" if found["code"] in ([], [records.code_hash()]) else " Some of them are of older code."
+    of = [f"{found[n]:,} of {found[m]:,} {what}" for n, m, what in COUNTED if found[m]]
+    text = f"**Scale `{scale}`.** {' and '.join(of)} are recorded: {spent}, {days}"
+    text += f", data {', '.join(f'`{name}`' for name in found['data'])}.{older}" if found["data"] else f".{older}"
+    return text if all(found[n] == found[m] for n, m, _ in COUNTED) else f"{text} {how}"
+
+
+def _expected(found: Mapping[str, Any]) -> str:
+    return " and ".join(f"{found[m]:,} {what}" for _, m, what in COUNTED if found[m]) or "runs"
 
 
 def _shown(number: int, scale: str, kept: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:

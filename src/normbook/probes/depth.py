@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normbook import norms
+from normbook import data, norms
 from normbook.errors import choose
 
 ARMS = ("none", "batch_norm", "skipinit", "divide_sqrt2")
@@ -29,6 +29,7 @@ class Stack:
     of variance 2 / fan-in) or "conv" (ReLU before each 3x3 convolution, variance 2 / fan-in, with ``padding``
     "circular" or "zeros" on ``size`` x ``size`` images). ``arm``: what tames the branch f: nothing, batch norm before
     it, SkipInit's alpha = 1/sqrt(d), or division of the block's output by sqrt 2. ``width`` counts units or channels.
+    ``data``: the data set whose images are the input; without one it is random.
     """
 
     kind: str
@@ -39,6 +40,7 @@ class Stack:
     skip: bool = True
     size: int = 8
     padding: str = "circular"
+    data: str = ""
 
     def __post_init__(self) -> None:
         choose("kind of stack", self.kind, ("linear", "relu", "conv"))
@@ -83,9 +85,30 @@ def weights(stack: Stack, seed: tuple[int, int]) -> Iterator[Tensor]:
 
 
 def inputs(stack: Stack, seed: tuple[int, int]) -> Tensor:
-    """Standard normal inputs of one draw: [batch, width] or [batch, width, size, size]."""
+    """Standard normal inputs of one draw, or those of `images`: [batch, width] or [batch, width, size, size]."""
+    if stack.data:
+        return images(stack, seed)
     shape = (stack.batch, stack.width, *((stack.size, stack.size) if stack.kind == "conv" else ()))
     return torch.randn(shape, generator=_generator(seed, 1))
+
+
+def images(stack: Stack, seed: tuple[int, int]) -> Tensor:
+    """Training images of one draw, as the stack takes them: [batch, width] or [batch, width, size, size].
+
+    A random linear map, or 3x3 convolution, brings them to the stack's width. Each unit, or channel, is standardized
+    over the batch: what theory says of the stack takes an input of variance 1.
+    """
+    generator = _generator(seed, 1)
+    train = data.load(stack.data).train
+    x = train.take(torch.randperm(len(train), generator=generator)[: stack.batch])
+    if stack.kind == "conv":
+        x = F.conv2d(
+            F.pad(x, (1, 1, 1, 1), mode="circular"), torch.randn(stack.width, x.shape[1], 3, 3, generator=generator)
+        )
+    else:
+        x = x.flatten(1) @ torch.randn(x[0].numel(), stack.width, generator=generator)
+    dims = (0, *range(2, x.dim()))
+    return (x - x.mean(dims, keepdim=True)) / x.std(dims, correction=0, keepdim=True)
 
 
 def profile(stack: Stack, seed: tuple[int, int], norm_space: str = "normbook.norms") -> Profile:
@@ -152,9 +175,11 @@ class TransformerProfile:
 
 def transformer(
     placement: str, blocks: int, seed: tuple[int, int], norm_space: str = "normbook.norms", width: int = 64,
-    tokens: int = 16, batch: int = 8,
+    tokens: int = 16, batch: int = 8, images: str = "",
 ) -> TransformerProfile:  # fmt: skip
     """Measure one draw of a transformer at initialization, ``placement`` "pre" or "post" (Xiong et al. 2020, figure 1).
+
+    ``images``: the data set whose images, cut into 4x4 patches, are the tokens; without one the tokens are random.
 
     A block is self-attention (one head) and a ReLU layer of 4 x width, each with a skip connection. Layer norm stands
     before each branch and once at the end (pre), or after each addition (post). All weights are normal with variance
@@ -178,7 +203,11 @@ def transformer(
 
     last_weight: list[Tensor] = []
     share: list[float] = []
-    x = torch.randn(batch, tokens, width, generator=_generator(seed, 1))
+    x = (
+        patches(images, batch, width, seed)
+        if images
+        else torch.randn(batch, tokens, width, generator=_generator(seed, 1))
+    )
     for _ in range(blocks):
         for sublayer in (attention, feed_forward):
             branch = sublayer(norm(x) if placement == "pre" else x)
@@ -189,6 +218,19 @@ def transformer(
     cotangent = torch.randn(y.shape, generator=_generator(seed, 2))
     (gradient,) = torch.autograd.grad(y, last_weight[-1], cotangent)
     return TransformerProfile(np.array(share).reshape(blocks, 2).mean(1), float(gradient.double().square().mean()))
+
+
+def patches(name: str, batch: int, width: int, seed: tuple[int, int]) -> Tensor:
+    """4x4 patches of training images of one draw as tokens [batch, patches, width], by a random linear map.
+
+    Each of the ``width`` numbers is standardized over all tokens.
+    """
+    generator = _generator(seed, 1)
+    train = data.load(name).train
+    x = train.take(torch.randperm(len(train), generator=generator)[:batch])
+    tokens = F.unfold(x, 4, stride=4).transpose(1, 2)
+    tokens = tokens @ torch.randn(tokens.shape[2], width, generator=generator)
+    return (tokens - tokens.mean((0, 1))) / tokens.std((0, 1), correction=0)
 
 
 def slope(x: np.ndarray, y: np.ndarray) -> float:
