@@ -34,7 +34,8 @@ def test_what_is_recorded_is_counted_with_devices_dates_data_and_code(path, monk
     fakes.keep(folder, chapter.scan[:3], threads=2, seconds=1800.0)
     fakes.keep(folder, chapter.scan[3:4], device="NVIDIA X", seconds=7200.0, end=1e9 + 86400)
     assert recorded.summary(chapter, folder) == {
-        "runs": 4, "of": 30, "probes": 0, "of_probes": 0, "devices": {"NVIDIA X": 2.0, "some cpu": 3.0}, "start": "2001-09-09",
+        "runs": 4, "of": 30, "probes": 0, "of_probes": 0, "devices": {"NVIDIA X": 2.0, "some cpu": 3.0},
+        "start": "2001-09-09",
         "end": "2001-09-10", "data": ["digits"], "code": [records.code_hash()],
     }  # fmt: skip
     text = recorded.passage("05_small", [])
