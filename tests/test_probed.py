@@ -54,7 +54,7 @@ def test_a_measurement_is_made_once_and_read_to_single_precision(here, tmp_path,
     assert probed.lacking(TASKS, folder) == TASKS[1:]
     read, fresh = probed.read(folder, TASKS[0]), probes.profile(*TASKS[0][1])
     for a, b in zip(vars(read).values(), vars(fresh).values(), strict=True):
-        assert a.dtype == b.dtype and np.allclose(a, b, rtol=1e-6)
+        assert a.dtype == b.dtype and np.allclose(a, b, rtol=1e-5)
     before = probed.path_of(folder, TASKS[0]).stat().st_mtime_ns
     probed.measure(TASKS, folder)
     assert not probed.lacking(TASKS, folder) and probed.path_of(folder, TASKS[0]).stat().st_mtime_ns == before
@@ -78,7 +78,7 @@ def test_another_draw_arm_or_probe_is_another_measurement(tmp_path):
 def test_what_a_probe_returns_is_what_is_read():
     before = measured("x")
     after = probed.decode(Found, json.loads(records.canonical(probed.encode(before))))
-    assert after.loss == pytest.approx(before.loss, rel=1e-6) and np.isnan(after.lost)  # JSON has no infinity
+    assert after.loss == pytest.approx(before.loss, rel=1e-5) and np.isnan(after.lost)  # JSON has no infinity
     assert after.right.dtype == bool and list(after.right) == [True, False]
     assert (after.config, after.floor, after.pair) == (before.config, before.floor, before.pair)
     assert np.array_equal(after.inner[0].share, [0.25, np.nan], equal_nan=True)

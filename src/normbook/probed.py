@@ -26,7 +26,7 @@ from normbook.claims import Chapter
 from normbook.errors import InputError
 from normbook.files import whole
 
-DIGITS = 7  # of a float in a file: what single precision holds
+DIGITS = 6  # of a float in a file
 
 Task = tuple[Callable[..., Any], tuple[Any, ...]]
 
@@ -139,9 +139,14 @@ def _keep(task: Task, folder: Path) -> None:
 
 
 def encode(value: Any) -> Any:
-    """What JSON can hold of a measurement or of arguments: data classes as objects, arrays as lists, nan as null."""
+    """What JSON can hold of a measurement or of arguments: data classes as objects, arrays as lists, nan as null.
+
+    A list of truth values is text, a digit each: there may be thousands.
+    """
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: encode(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype == bool:
+        return "".join("01"[each] for each in value.astype(int))
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, dict):
@@ -161,6 +166,8 @@ def decode(kind: Any, value: Any) -> Any:
     if is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         return typing.cast(Any, kind)(**{name: decode(hints[name], each) for name, each in value.items()})
+    if kind is np.ndarray and isinstance(value, str):
+        return np.array([each == "1" for each in value])
     if kind is np.ndarray:
         return np.array(value, dtype=None if _whole(value) else float)
     if origin is list:

@@ -23,6 +23,7 @@ from normbook.train import Config, Training
 from normbook.train.loop import batch_losses, net_input
 
 PERCENTILES = (0.15, 0.50, 0.85)
+LOOKED_AT = 1000  # test images, of which each run says whether it is right about them
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Followed:
     layer's weight on the step's batch and G' the same after the layers before it took the step. ``losses`` [steps]:
     training loss in nats, of a run that diverged up to that step. ``floor``: distances between batches with the final
     weights, by `batch_floor`, if asked for.
-    ``validation_loss`` and ``test_loss`` (nats), ``right`` [test images] and ``right_moved`` (whether each test image,
-    and its copy moved right by one pixel, is classified rightly) are in inference mode.
+    ``validation_loss`` and ``test_loss`` (nats), ``right`` [test images, at most 1000] and ``right_moved`` (whether
+    each test image, and its copy moved right by one pixel, is classified rightly) are in inference mode.
     """
 
     config: Config
@@ -112,7 +113,8 @@ def follow(configs: Sequence[Config], times: int = 20, floor: bool = False) -> l
     between = batch_floor(training) if floor else {}
     validation_loss, _ = evaluate(net, dataset.validation.images, dataset.validation.labels)
     test_loss, right = evaluate(net, dataset.test.images, dataset.test.labels)
-    _, right_moved = evaluate(net, moved_right(dataset.test.images), dataset.test.labels)
+    first = dataset.test.take(slice(LOOKED_AT))
+    _, right_moved = evaluate(net, moved_right(first), dataset.test.labels[:LOOKED_AT])
     stacked = [torch.stack(each).numpy() for each in (percentiles, distance, difference, cosine)]
     return [
         Followed(
@@ -126,7 +128,7 @@ def follow(configs: Sequence[Config], times: int = 20, floor: bool = False) -> l
             floor={name: float(value[m]) for name, value in between.items()},
             validation_loss=float(validation_loss[m]),
             test_loss=float(test_loss[m]),
-            right=right[:, m].numpy(),
+            right=right[:LOOKED_AT, m].numpy(),
             right_moved=right_moved[:, m].numpy(),
             diverged=bad[m] >= 0,
         )
