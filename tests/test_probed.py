@@ -47,14 +47,14 @@ def test_at_scale_quick_all_is_measured_anew(here):
     assert all(same(a, probes.profile(*task[1])) for a, task in zip(probed.results(TASKS, "quick"), TASKS, strict=True))
 
 
-def test_a_measurement_is_made_once_and_read_to_single_precision(here, tmp_path, monkeypatch):
+def test_a_measurement_is_made_once_and_read_to_five_digits(here, tmp_path, monkeypatch):
     folder = tmp_path / "probes"
     assert probed.lacking(TASKS, folder) == TASKS
     probed.measure(TASKS[:1], folder)
     assert probed.lacking(TASKS, folder) == TASKS[1:]
     read, fresh = probed.read(folder, TASKS[0]), probes.profile(*TASKS[0][1])
     for a, b in zip(vars(read).values(), vars(fresh).values(), strict=True):
-        assert a.dtype == b.dtype and np.allclose(a, b, rtol=1e-5)
+        assert a.dtype == b.dtype and np.allclose(a, b, rtol=1e-4)
     before = probed.path_of(folder, TASKS[0]).stat().st_mtime_ns
     probed.measure(TASKS, folder)
     assert not probed.lacking(TASKS, folder) and probed.path_of(folder, TASKS[0]).stat().st_mtime_ns == before
@@ -78,7 +78,7 @@ def test_another_draw_arm_or_probe_is_another_measurement(tmp_path):
 def test_what_a_probe_returns_is_what_is_read():
     before = measured("x")
     after = probed.decode(Found, json.loads(records.canonical(probed.encode(before))))
-    assert after.loss == pytest.approx(before.loss, rel=1e-5) and np.isnan(after.lost)  # JSON has no infinity
+    assert after.loss == pytest.approx(before.loss, rel=1e-4) and np.isnan(after.lost)  # JSON has no infinity
     assert after.right.dtype == bool and list(after.right) == [True, False]
     assert (after.config, after.floor, after.pair) == (before.config, before.floor, before.pair)
     assert np.array_equal(after.inner[0].share, [0.25, np.nan], equal_nan=True)
@@ -90,7 +90,7 @@ def test_followed_runs_can_be_kept(here, tmp_path):
     task = (shift.follow, ([one], 2, True))
     probed.measure([task], tmp_path)
     (read,), (fresh,) = probed.read(tmp_path, task), shift.follow(*task[1])
-    assert read.config == one and read.travel == pytest.approx(fresh.travel, rel=1e-5)
+    assert read.config == one and read.travel == pytest.approx(fresh.travel, rel=1e-4)
     assert (read.right == fresh.right).all() and read.right.dtype == bool and read.diverged is False
 
 

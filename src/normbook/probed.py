@@ -26,7 +26,7 @@ from normbook.claims import Chapter
 from normbook.errors import InputError
 from normbook.files import whole
 
-DIGITS = 6  # of a float in a file
+DIGITS = 5  # of a float in a file: what a page shows has three
 
 Task = tuple[Callable[..., Any], tuple[Any, ...]]
 
