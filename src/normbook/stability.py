@@ -56,7 +56,7 @@ class Agreement:
 
     @property
     def said(self) -> str:
-        """The outcomes in words: ``3 not reproduced, 3 inconclusive``."""
+        """The outcomes in words, as ``3 not reproduced, 3 inconclusive``."""
         return ", ".join(f"{count} {verdict}" for verdict, count in self.outcomes.items() if count)
 
     @property
