@@ -32,6 +32,14 @@ def test_the_card_shows_verdict_estimate_and_interval():
     assert "No runs are recorded at scale cifar and paper yet." in card
 
 
+def test_with_several_scales_each_verdict_of_a_card_says_its_scale():
+    both = {**ROW, "scales": {**ROW["scales"], "cifar": {**ROW["scales"]["quick"], "estimate": 2.0}}}
+    card = book.card([both, ROW], {})
+    assert "-1 (-1.5 to -0.5) nats at quick | [not reproduced]{.verdict-not-reproduced} 2 (-1.5" in card
+    assert "nats at cifar | Somebody" in card and "| not run at cifar |" in card
+    assert "at quick" not in book.card([ROW], {})
+
+
 def test_a_long_card_counts_the_verdicts_and_folds_away_what_is_reproduced():
     held = {**ROW["scales"]["quick"], "verdict": "reproduced"}
     rows = [{**ROW, "id": f"XX-{i}", "scales": {**ROW["scales"], "quick": held}} for i in range(2, 15)]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from normbook import chapters, claims, pages
+from normbook import chapters, claims, pages, stability
 from normbook.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -143,6 +143,32 @@ def test_the_index_refutes_what_is_refuted_and_shows_every_claim(all_rows):
     signs = re.findall(r'<span class="sign-([\w-]+)"', pages.fill(text, all_rows))
     assert sorted(signs) == sorted(v.replace(" ", "-") for v in verdicts.values())
     assert re.search(r"Of \d+ verdicts \d+ came out the same", pages.fill(text, all_rows))
+    assert pages.totals(all_rows) in pages.fill(text, all_rows)
+
+
+def test_the_index_counts_verdicts_at_each_scale_and_names_the_few_that_differ(monkeypatch):
+    same, other = row("XX-2"), row("XX-3")
+    same["scales"]["cifar"] = same["scales"]["quick"]
+    other["scales"]["cifar"] = other["scales"]["quick"] | {"verdict": "reproduced"}
+    said = pages.totals([row(), same, other])
+    assert said.startswith(
+        "Of 3 claims at scale `quick`: 0 reproduced, 3 not reproduced, 0 inconclusive. At scale `cifar`"
+    )
+    assert "2 of them are judged again: 1 verdicts are as at `quick`, 1 differ: " in said
+    assert said.endswith("{doc}`XX-3 </notebooks/05_skipinit>` not reproduced at `quick`, reproduced at `cifar`.")
+    monkeypatch.setattr(pages, "FEW_IDS", 0)
+    assert pages.totals([row(), same, other]).endswith("1 differ.")
+    assert "cifar" not in pages.totals([row()])
+
+
+def test_the_index_says_how_many_verdicts_turn_round(monkeypatch):
+    outcomes = {"reproduced": 9, "not reproduced": 1}
+    turned = stability.Agreement("A", "reproduced", 0.9, True, 0, outcomes)
+    monkeypatch.setattr(stability, "agreement", lambda number: [turned] if number == 5 else [])
+    assert " 1 turned from reproduced to not reproduced or back" in pages.how_sure()
+    steady = stability.Agreement("A", "reproduced", 1.0, False, 0, {"reproduced": 10})
+    monkeypatch.setattr(stability, "agreement", lambda number: [steady])
+    assert " None turned from reproduced to not reproduced or back in any pass." in pages.how_sure()
 
 
 def test_a_first_source_is_cut_at_its_year():

@@ -57,8 +57,9 @@ def test_agreement_counts_every_disagreement(root):
     assert (a.share, a.stable, b.share, b.stable) == (1, True, 0.95, True)
     stability.write(5, [one(i, A=steady, B=steady) for i in range(9)] + [one(9, A=verdict(NOT_REPRODUCED), B=moved)])
     a, b = stability.agreement(5)
-    assert a.flips and not a.stable and str(a) == "A reproduced in 9 of 10, flips"
-    assert not b.flips and not b.stable and str(b) == "B reproduced in 9 of 10"
+    assert a.flips and not a.stable and str(a) == "A (here reproduced; other passes: 9 reproduced, 1 not reproduced)"
+    assert "Reproduced in one pass and not reproduced in another: A." in stability.summary(5, "now")
+    assert not b.flips and not b.stable and str(b) == "B (here reproduced; other passes: 9 reproduced, 1 inconclusive)"
 
 
 def test_pages_show_an_unstable_verdict_as_inconclusive_with_its_rate(root):
@@ -70,17 +71,20 @@ def test_pages_show_an_unstable_verdict_as_inconclusive_with_its_rate(root):
     steady, moved = verdict(REPRODUCED), verdict(INCONCLUSIVE)
     for n in (2, 9):  # too few to say more; too few to call it inconclusive
         stability.write(5, [one(i, A=steady, B=moved if i < 1 else steady) for i in range(n)])
-        rate = {"rate": "reproduced in 8 of 9 other passes"} if n == 9 else {}
+        rate = {"rate": "other passes: 8 reproduced, 1 inconclusive"} if n == 9 else {}
         assert shown() == [{"verdict": REPRODUCED}, {"verdict": REPRODUCED, **rate}]
     stability.write(5, [one(i, A=steady, B=moved if i < 1 else steady) for i in range(10)])
-    assert shown() == [{"verdict": REPRODUCED}, {"verdict": INCONCLUSIVE, "rate": "reproduced in 9 of 10 other passes"}]
+    rate = "other passes: 9 reproduced, 1 inconclusive"
+    assert shown() == [{"verdict": REPRODUCED}, {"verdict": INCONCLUSIVE, "rate": rate}]
 
 
 def test_one_failed_control_is_not_stable(root):
     passes = [one(i, A=verdict(REPRODUCED)) for i in range(20)]
     stability.write(5, [*passes, one(0, stability.AVX2, A=verdict(REPRODUCED, control=INCONCLUSIVE))])
     (a,) = stability.agreement(5)
-    assert a.share == 1 and not a.stable and str(a).endswith("control failed in 1")
+    assert a.share == 1 and not a.stable
+    said = stability.summary(5, "now")
+    assert said.endswith("Controls that failed: A in 1 of the passes.") and "Less often" not in said
 
 
 def test_passes_of_other_code_are_missing_and_counted_apart(root):

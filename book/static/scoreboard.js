@@ -34,11 +34,18 @@
       row.hidden = !(fits && wanted.every((word) => text.includes(word)));
       shown += !row.hidden;
     }
-    count.textContent = `${shown} of ${rows.length}`;
+    count.textContent = `${shown} of ${rows.length} verdicts`; // a claim judged at two scales has two
   }
+
+  const textOf = (row, column) => row.cells[column].textContent;
+  const asWords = (column) => (a, b) => textOf(a, column).localeCompare(textOf(b, column), "en", { numeric: true });
+  // the first number of a cell; a cell without one stands with the smallest
+  const value = (row, column) => Number(textOf(row, column).match(/-?[\d.]+(e[-+]?\d+)?/)?.[0] ?? -Infinity);
+  const asNumbers = (column) => (a, b) => (value(a, column) < value(b, column) ? -1 : +(value(a, column) > value(b, column)));
 
   [...table.tHead.rows[0].cells].forEach((head, column) => {
     if (head.textContent === "interval") return;
+    const order = (["estimate", "region", "paper"].includes(head.textContent) ? asNumbers : asWords)(column);
     const button = document.createElement("button");
     button.textContent = head.textContent;
     head.replaceChildren(button);
@@ -46,8 +53,6 @@
       const down = head.getAttribute("aria-sort") === "ascending";
       for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
-      const order = (a, b) =>
-        a.cells[column].textContent.localeCompare(b.cells[column].textContent, "en", { numeric: true });
       body.append(...rows.sort((a, b) => (down ? -order(a, b) : order(a, b))));
     });
   });

@@ -192,6 +192,8 @@ def _card_table(rows: list[dict[str, Any]], scales: list[str]) -> str:
     for row in rows:
         judged = [(row, row["scales"][scale]) for scale in scales]
         found = [pages.badge(row, one) if one else "not run" for row, one in judged]
+        if len(scales) > 1:  # a phone shows no head
+            found = [f"{cell} at {scale}" for scale, cell in zip(scales, found, strict=True)]
         name = f"[{row['id']}]{{.claim-id}}"
         lines.append(f"| **{name}** {row['statement']} | {' | '.join([*found, row['source']])} |")
     return "\n".join(lines)

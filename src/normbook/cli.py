@@ -191,7 +191,10 @@ def table(rows: list[dict[str, Any]], scale: str | None = None) -> str:
 @click.option("--json", "as_json", is_flag=True, help="print every claim as JSON")
 @debug
 def list_claims(as_json: bool) -> int:
-    """List every claim with its recorded verdicts. Nothing is trained."""
+    """List every claim with its recorded verdicts. Nothing is trained.
+
+    These are verdicts of base seed 0, as they are recorded. How often other passes agree stands on the book's pages.
+    """
     rows = [row for path in claims.chapters().values() for row in chapters.listing(path)]
     click.echo(json.dumps(rows, indent=1) if as_json else table(rows))
     return 0

@@ -67,20 +67,52 @@ def fill(text: str, rows: Sequence[Row]) -> str:
         found = row["scales"]["quick"]
         return f"({row['id']}: {badge(row, found) if found else 'not run'})"
 
-    text = text.replace("<!-- overview -->", overview(rows)).replace("<!-- stability -->", how_sure())
+    text = text.replace("<!-- overview -->", overview(rows)).replace(
+        "<!-- stability -->", f"{totals(rows)}\n\n{how_sure()}"
+    )
     return re.sub(r"\[\[([\w-]+)\]\]", one, text)
 
 
+def totals(rows: Sequence[Row]) -> str:
+    """How many verdicts of each kind there are at scale quick; what the larger scales say of the same claims."""
+
+    def listed(found: dict[str, int]) -> str:
+        return ", ".join(f"{count} {name}" for name, count in found.items())
+
+    text = f"Of {len(judged(rows, ('quick',)))} claims at scale `quick`: {listed(counts(rows))}."
+    slugs = {int(slug[:2]): slug for slug in claims.chapters()}
+    for scale in claims.SCALES[1:]:
+        both = [(row, found) for row, _, found in judged(rows, (scale,)) if row["scales"]["quick"]]
+        if not both:
+            continue
+        differ = [(row, found) for row, found in both if found["verdict"] != row["scales"]["quick"]["verdict"]]
+        text += f" At scale `{scale}` {len(both)} of them are judged again: {len(both) - len(differ)} verdicts are as"
+        text += f" at `quick`, {len(differ)} differ"
+        if 0 < len(differ) <= FEW_IDS:
+            named = (
+                f"{{doc}}`{row['id']} </notebooks/{slugs[row['chapter']]}>` "
+                f"{row['scales']['quick']['verdict']} at `quick`, {found['verdict']} at `{scale}`"
+                for row, found in differ
+            )
+            text += f": {'; '.join(named)}"
+        text += "."
+    return text
+
+
+FEW_IDS = 6  # so many claims are named in a sentence
+
+
 def how_sure() -> str:
-    """One sentence: how many verdicts stand in other passes, over all chapters."""
+    """How many verdicts stand in other passes, over all chapters, and how many turn round."""
     found = [one for slug in claims.chapters() for one in stability.agreement(int(slug[:2]))]
     if not found:
         return ""
+    flips = sum(one.flips for one in found)
     shaky, passes = sum(not one.stable for one in found), [one.passes for one in found]
     return (
         f"Every chapter was also run with other base seeds, {min(passes)} to {max(passes)} times. Of {len(found)} "
         f"verdicts {len(found) - shaky} came out the same, with their controls, in at least {stability.AGREE:.0%} of "
-        "these passes. "
+        f"these passes. {flips or 'None'} turned from reproduced to not reproduced or back in any pass. "
         f"{{doc}}`status` lists the other {shaky} and says how often each agreed."
     )
 

@@ -40,7 +40,7 @@ class Pass:
 class Agreement:
     """One claim over all passes: how often its verdict was the committed one, whether it flips, controls that failed.
 
-    To flip is to be reproduced in one pass and not reproduced in another.
+    To flip is to be reproduced in one pass and not reproduced in another. ``outcomes`` counts the passes' verdicts.
     """
 
     id: str
@@ -48,17 +48,23 @@ class Agreement:
     share: float
     flips: bool
     failed_controls: int
-    passes: int
+    outcomes: dict[str, int]
+
+    @property
+    def passes(self) -> int:
+        return sum(self.outcomes.values())
+
+    @property
+    def said(self) -> str:
+        """The outcomes in words, as ``3 not reproduced, 3 inconclusive``."""
+        return ", ".join(f"{count} {verdict}" for verdict, count in self.outcomes.items() if count)
 
     @property
     def stable(self) -> bool:
         return self.share >= AGREE and not self.flips and not self.failed_controls
 
     def __str__(self) -> str:
-        parts = [f"{self.id} {self.expected} in {round(self.share * self.passes)} of {self.passes}"]
-        parts += ["flips"] if self.flips else []
-        parts += [f"control failed in {self.failed_controls}"] if self.failed_controls else []
-        return ", ".join(parts)
+        return f"{self.id} (here {self.expected}; other passes: {self.said})"
 
 
 def path_of(number: int) -> Path:
@@ -167,12 +173,12 @@ def agreement(number: int) -> list[Agreement]:
     for key, verdict in expected.items():
         each = [one.verdicts[key] for one in passes if key in one.verdicts]
         if each:
-            kinds = {v.verdict for v in each}
+            kinds = [v.verdict for v in each]
+            outcomes = {kind: kinds.count(kind) for kind in (REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE)}
+            flips = bool(outcomes[REPRODUCED] and outcomes[NOT_REPRODUCED])
             share = sum(v.verdict == verdict.verdict for v in each) / len(each)
             failed = sum(not v.control_holds for v in each)
-            found.append(
-                Agreement(key, verdict.verdict, share, {REPRODUCED, NOT_REPRODUCED} <= kinds, failed, len(each))
-            )
+            found.append(Agreement(key, verdict.verdict, share, flips, failed, outcomes))
     return found
 
 
@@ -182,7 +188,7 @@ def temper(rows: Sequence[dict[str, Any]], number: int) -> None:
     for row in rows:
         found, one = row["scales"]["quick"], unstable.get(row["id"])
         if found and one:
-            found["rate"] = f"{one.expected} in {round(one.share * one.passes)} of {one.passes} other passes"
+            found["rate"] = f"other passes: {one.said}"
             found["verdict"] = INCONCLUSIVE if one.passes >= ENOUGH else found["verdict"]
 
 
@@ -193,10 +199,16 @@ def summary(number: int, stamp: str) -> str:
         return ""
     current = sum(one.stamp == stamp for one in passes)
     ways = [f"{sum(one.way == way for one in passes)} {way}" for way in SEEDS if any(o.way == way for o in passes)]
-    unstable = [one for one in found if not one.stable]
+    unstable = [one for one in found if one.share < AGREE]
+    flips = [one.id for one in found if one.flips]
+    failed = [f"{one.id} in {one.failed_controls}" for one in found if one.failed_controls]
     code = "all with this code" if current == len(passes) else f"{current} with this very code, others with older"
     text = f"Run again in {len(passes)} other pass{'es' if len(passes) > 1 else ''} ({', '.join(ways)}; {code}): "
     text += f"{len(found) - len(unstable)} of {len(found)} verdicts agree in {AGREE:.0%} or more of them."
     if unstable:
         text += f" Less often: {'; '.join(map(str, unstable))}."
+    if flips:
+        text += f" Reproduced in one pass and not reproduced in another: {', '.join(flips)}."
+    if failed:
+        text += f" Controls that failed: {', '.join(failed)} of the passes."
     return text

@@ -35,6 +35,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         names = sorted(
             str(p.relative_to(folder)) for part in ("book", "notebooks") for p in (folder / part).glob("*.html")
         )
+        # the pages that Sphinx adds; index.html only leads to book/index.html
+        names += [name for name in ("search.html", "genindex.html", "py-modindex.html") if (folder / name).exists()]
         metafunc.parametrize("page_name", names)
 
 
