@@ -261,6 +261,11 @@ def print_book() -> int:
     """Print the built book into _build/normbook.pdf, one file, with chromium."""
     from normbook import pdf
 
+    if lacking := pdf.without_font():
+        click.echo(
+            f"no font here has {' and '.join(lacking)} letters, they print as boxes: install fonts-noto-cjk", err=True
+        )
+    click.echo("printing, which takes a minute or two", err=True)
     target = Path("_build/normbook.pdf")
     pages = pdf.write(Path("_build/html"), target)
     click.echo(f"{pages} pages: {target.resolve()}")
