@@ -15,11 +15,12 @@ import nbformat
 import yaml
 from PIL import Image
 
-from normbook import chapters, claims, pages, recorded, sliders, stability
+from normbook import chapters, claims, costs, pages, recorded, sliders, stability
 from normbook.chapters import Executed
 from normbook.errors import InputError
 
 CARD = "<!-- claim card -->"  # marks the Markdown cell that the claim card is written into
+COSTS = "<!-- costs -->"  # where the page on running the book gets its table
 
 
 def executed_chapters(folder: Path) -> list[Executed]:
@@ -69,12 +70,18 @@ def stage(executed: Sequence[Executed], folder: Path) -> None:
     index = folder / "book" / "index.md"
     index.write_text(pages.fill(index.read_text(encoding="utf-8"), rows), encoding="utf-8")
     (folder / "book" / "scoreboard.md").write_text(pages.scoreboard(rows), encoding="utf-8")
-    lock, project = (
-        (claims.ROOT / name).read_text(encoding="utf-8") for name in ("requirements.lock", "pyproject.toml")
+    lock, cluster = (
+        (claims.ROOT / f"requirements{name}.lock").read_text(encoding="utf-8") for name in ("", "-cluster")
     )
-    (folder / "book" / "environment.md").write_text(pages.environment(lock, project), encoding="utf-8")
+    project = (claims.ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (folder / "book" / "environment.md").write_text(pages.environment(lock, cluster, project), encoding="utf-8")
     shutil.copy(claims.ROOT / "CHANGELOG.md", folder / "book" / "changelog.md")
-    (folder / "book" / "status.md").write_text(pages.status(executed), encoding="utf-8")
+    planned = [costs.grids(slug) for slug in claims.chapters()]
+    how = folder / "book" / "how_to_run.md"
+    text = how.read_text(encoding="utf-8").replace(COSTS, costs.table(executed, planned))
+    how.write_text(text, encoding="utf-8")
+    status = pages.status(executed, [costs.counted(found) for found in planned])
+    (folder / "book" / "status.md").write_text(status, encoding="utf-8")
 
 
 def configuration(text: str) -> tuple[str, str]:
