@@ -54,13 +54,10 @@ def stage(executed: Sequence[Executed], folder: Path) -> None:
         stability.temper(found, int(slug[:2]))
         rows += found
         agreement = stability.summary(int(slug[:2]), chapters.stamp(claims.find(slug)))
-        links = "Downloads: {download}`Python <SLUG.py>`, {download}`the figures' numbers (CSV) <SLUG.csv>`."
-        if "github.com/" in address:
-            links += f' In Colab (the rocket above), run first: `!pip install "normbook[book] @ git+{address}"`.'
         notebook = nbformat.from_dict(json.loads(json.dumps(chapter.notebook)))
         sliders.attach(slug, notebook)
         passage = recorded.passage(slug, found)
-        dressed = dress(notebook, found, chapter.info, f"{agreement}\n\n{links.replace('SLUG', slug)}".strip(), passage)
+        dressed = dress(notebook, found, chapter.info, f"{agreement}\n\n{links(slug, address)}".strip(), passage)
         for figure in sorted(claims.ROOT.glob(f"results/*/figures/{slug[:2]}.png")):
             shutil.copy(figure, folder / "notebooks" / f"{slug[:2]}_{figure.parts[-3]}.png")
         nbformat.write(dressed, folder / "notebooks" / f"{slug}.ipynb")
@@ -98,6 +95,14 @@ def configuration(text: str) -> tuple[str, str]:
     if "github.com/" in address:  # Colab opens no other
         config["launch_buttons"]["colab_url"] = "https://colab.research.google.com"
     return yaml.safe_dump(config, allow_unicode=True), address
+
+
+def links(slug: str, address: str) -> str:
+    """The line of downloads on a chapter's card, and what Colab needs first where the repository is one it can open."""
+    line = f"Downloads: {{download}}`Python <{slug}.py>`, {{download}}`the figures' numbers (CSV) <{slug}.csv>`."
+    if "github.com/" in address:
+        line += f' In Colab (the rocket above), run first: `!pip install "normbook[book] @ git+{address}"`.'
+    return line
 
 
 def downloads(notebook: nbformat.NotebookNode) -> tuple[str, str]:
