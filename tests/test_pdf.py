@@ -1,4 +1,4 @@
-"""normbook.pdf: every page of the table of contents is printed, in order; what is missing is named."""
+"""normbook.pdf: every page is printed, in order; links lead within it, nothing is cut, what is missing is named."""
 
 import shutil
 from pathlib import Path
