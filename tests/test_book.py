@@ -1,9 +1,14 @@
 """normbook.book: pages are filled in from verdicts, and a broken page turns the strict build red, twice."""
 
+import re
+import shlex
+import tomllib
+
 import matplotlib.pyplot as plt
 import nbformat
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from normbook import book, chapters, claims, figures, recorded
 from normbook.errors import InputError
@@ -186,3 +191,29 @@ def test_buttons_that_need_an_address_are_there_when_it_is():
     assert config["sphinx"] == yaml.safe_load(text)["sphinx"]
     elsewhere, _ = book.configuration(text.replace('url: ""', "url: https://git.example.org/repo", 1))
     assert "colab_url" not in elsewhere
+
+
+def test_a_chapter_in_colab_is_told_an_install_command_that_pip_understands():
+    said = book.links("05_skipinit", "https://github.com/somebody/normbook")
+    assert "{download}`Python <05_skipinit.py>`" in said and "<05_skipinit.csv>`" in said
+    command = shlex.split(re.search(r"`!(pip install .*?)`", said)[1])
+    wanted = Requirement(command[2])
+    project = tomllib.loads((claims.ROOT / "pyproject.toml").read_text())["project"]
+    assert (
+        len(command) == 3 and wanted.name == project["name"] and wanted.extras <= set(project["optional-dependencies"])
+    )
+    assert wanted.url == "git+https://github.com/somebody/normbook"
+
+
+@pytest.mark.parametrize("address", ["", "https://gitlab.com/somebody/normbook"])
+def test_without_a_repository_that_colab_opens_it_is_not_named(address):
+    assert "Colab" not in book.links("05_skipinit", address)
+
+
+def test_every_source_on_arxiv_has_a_doi():
+    entries = re.split(r"^@", (claims.ROOT / "book" / "references.bib").read_text(), flags=re.M)
+    with_number = [entry for entry in entries if "  eprint" in entry]
+    assert len(with_number) > 30
+    for entry in with_number:
+        number, doi = (re.search(rf"^  {field} *= {{(.*)}},$", entry, re.M)[1] for field in ("eprint", "doi"))
+        assert doi == f"10.48550/arXiv.{number}" or not doi.startswith("10.48550/")

@@ -115,7 +115,33 @@ def test_the_tiny_scale_gives_no_verdicts_not_even_the_recorded_ones(monkeypatch
 def test_help_names_the_commands(monkeypatch, capsys):
     code, out, _ = call(monkeypatch, capsys, "--help")
     assert code == 0
-    assert all(name in out for name in ("run", "claims", "book", "refresh"))
+    assert all(f"\n  {name} " in out for name in cli.commands.commands)
+    assert "..." not in out.split("Commands:")[1].split("Exit status:")[0]  # nothing is cut
+    listed = out.split("Commands:\n")[1].split("\n\n")[0].splitlines()
+    assert len(listed) == len(cli.commands.commands)  # one line each
+    assert all(f"\n    {code} " in out for code in (0, 1, 2, 3, 130, 141))
+    assert all(f"\n    {scale} " in out for scale in (*claims.SCALES, "tiny"))
+
+
+def test_an_exact_claim_and_one_without_a_unit_read_as_text():
+    found = {"verdict": "reproduced", "estimate": 2e-16, "ci_low": 2e-16, "ci_high": 2e-16, "n": 1,
+             "control_verdict": "not reproduced"}  # fmt: skip
+    row = {"id": "XX-1", "estimator": "exact", "unit": "", "region": [None, 1e-8], "scales": {"quick": found}}
+    assert "2e-16 (exact), region < 1e-08, n = 1" in cli.table([row])
+    assert "2e-16 (2e-16 to 2e-16) nats, region" in cli.table([row | {"estimator": "t", "unit": "nats"}])
+
+
+def test_open_says_where_the_book_is_if_no_browser_opened(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    page = tmp_path / "_build" / "html" / "index.html"
+    page.parent.mkdir(parents=True)
+    page.touch()
+    monkeypatch.setattr(cli.webbrowser, "open", lambda address: False)
+    code, _, err = call(monkeypatch, capsys, "open")
+    assert code == 2 and str(page) in err
+    opened = []
+    monkeypatch.setattr(cli.webbrowser, "open", lambda address: opened.append(address) or True)
+    assert call(monkeypatch, capsys, "open")[0] == 0 and opened == [page.as_uri()]
 
 
 @pytest.fixture

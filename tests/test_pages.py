@@ -180,14 +180,25 @@ def test_a_first_source_is_cut_at_its_year():
 
 def test_the_status_page_leaves_out_what_is_kept_nowhere():
     committed = [chapters.read(path) for path in claims.chapters().values()]
-    assert "seconds" not in pages.status(committed).split("## Stability")[0]
+    recorded = ["no grid declared"] * len(committed)
+    recorded[4] = "299 of 299 at cifar"
+    assert "seconds" not in pages.status(committed, recorded).split("## Stability")[0]
     committed[0].notebook.metadata["normbook"]["seconds"] = 12.0
-    page = pages.status(committed)
+    page = pages.status(committed, recorded)
+    assert page.count("| fresh | 299 of 299 at cifar |") == 1
     assert "| 12 |" in page and "slowest" not in page and "Run on: " in page
 
 
 def test_the_status_page_says_stale_when_the_code_moved_on(monkeypatch):
     executed = [chapters.read(path) for path in claims.chapters().values()]
-    assert "stale" not in pages.status(executed)
+    recorded = [""] * len(executed)
+    assert "stale" not in pages.status(executed, recorded)
     monkeypatch.setattr(chapters, "stamp", lambda path: "another")
-    assert pages.status(executed).count("**stale**") == len(executed)
+    assert pages.status(executed, recorded).count("**stale**") == len(executed)
+
+
+def test_the_environment_page_reads_both_locks_and_knows_extras():
+    project = '[project]\ndependencies = ["torch>=2"]\n[project.optional-dependencies]\ncluster = ["ray[client]>=2.50"]'
+    page = pages.environment("torch==2.1 \\\nx==1 ; linux\n", "ray==2.60.0 \\\ntorch==2.1\ny==1\n", project)
+    assert "| package | torch | `>=2` | 2.1 |" in page and "| cluster | ray[client] | `>=2.50` | 2.60.0 |" in page
+    assert "not locked" not in page and "requirements.lock`: 2 packages" in page and "with 3 packages" in page

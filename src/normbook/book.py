@@ -15,11 +15,12 @@ import nbformat
 import yaml
 from PIL import Image
 
-from normbook import chapters, claims, pages, recorded, sliders, stability
+from normbook import chapters, claims, costs, pages, recorded, sliders, stability
 from normbook.chapters import Executed
 from normbook.errors import InputError
 
 CARD = "<!-- claim card -->"  # marks the Markdown cell that the claim card is written into
+COSTS = "<!-- costs -->"  # where the page on running the book gets its table
 
 
 def executed_chapters(folder: Path) -> list[Executed]:
@@ -53,13 +54,10 @@ def stage(executed: Sequence[Executed], folder: Path) -> None:
         stability.temper(found, int(slug[:2]))
         rows += found
         agreement = stability.summary(int(slug[:2]), chapters.stamp(claims.find(slug)))
-        links = "Downloads: {download}`Python <SLUG.py>`, {download}`the figures' numbers (CSV) <SLUG.csv>`."
-        if "github.com/" in address:
-            links += f' In Colab (the rocket above), run first: `!pip install "normbook[book] @ git+{address}"`.'
         notebook = nbformat.from_dict(json.loads(json.dumps(chapter.notebook)))
         sliders.attach(slug, notebook)
         passage = recorded.passage(slug, found)
-        dressed = dress(notebook, found, chapter.info, f"{agreement}\n\n{links.replace('SLUG', slug)}".strip(), passage)
+        dressed = dress(notebook, found, chapter.info, f"{agreement}\n\n{links(slug, address)}".strip(), passage)
         for figure in sorted(claims.ROOT.glob(f"results/*/figures/{slug[:2]}.png")):
             shutil.copy(figure, folder / "notebooks" / f"{slug[:2]}_{figure.parts[-3]}.png")
         nbformat.write(dressed, folder / "notebooks" / f"{slug}.ipynb")
@@ -69,12 +67,18 @@ def stage(executed: Sequence[Executed], folder: Path) -> None:
     index = folder / "book" / "index.md"
     index.write_text(pages.fill(index.read_text(encoding="utf-8"), rows), encoding="utf-8")
     (folder / "book" / "scoreboard.md").write_text(pages.scoreboard(rows), encoding="utf-8")
-    lock, project = (
-        (claims.ROOT / name).read_text(encoding="utf-8") for name in ("requirements.lock", "pyproject.toml")
+    lock, cluster = (
+        (claims.ROOT / f"requirements{name}.lock").read_text(encoding="utf-8") for name in ("", "-cluster")
     )
-    (folder / "book" / "environment.md").write_text(pages.environment(lock, project), encoding="utf-8")
+    project = (claims.ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (folder / "book" / "environment.md").write_text(pages.environment(lock, cluster, project), encoding="utf-8")
     shutil.copy(claims.ROOT / "CHANGELOG.md", folder / "book" / "changelog.md")
-    (folder / "book" / "status.md").write_text(pages.status(executed), encoding="utf-8")
+    planned = [costs.grids(slug) for slug in claims.chapters()]
+    how = folder / "book" / "how_to_run.md"
+    text = how.read_text(encoding="utf-8").replace(COSTS, costs.table(executed, planned))
+    how.write_text(text, encoding="utf-8")
+    status = pages.status(executed, [costs.counted(found) for found in planned])
+    (folder / "book" / "status.md").write_text(status, encoding="utf-8")
 
 
 def configuration(text: str) -> tuple[str, str]:
@@ -91,6 +95,14 @@ def configuration(text: str) -> tuple[str, str]:
     if "github.com/" in address:  # Colab opens no other
         config["launch_buttons"]["colab_url"] = "https://colab.research.google.com"
     return yaml.safe_dump(config, allow_unicode=True), address
+
+
+def links(slug: str, address: str) -> str:
+    """The line of downloads on a chapter's card, and what Colab needs first where the repository is one it can open."""
+    line = f"Downloads: {{download}}`Python <{slug}.py>`, {{download}}`the figures' numbers (CSV) <{slug}.csv>`."
+    if "github.com/" in address:
+        line += f' In Colab (the rocket above), run first: `!pip install "normbook[book] @ git+{address}"`.'
+    return line
 
 
 def downloads(notebook: nbformat.NotebookNode) -> tuple[str, str]:

@@ -13,12 +13,13 @@ import os
 import signal
 import sys
 import traceback
+import webbrowser
 from pathlib import Path
 from typing import Any
 
 import click
 
-from normbook import __version__, chapters, claims, cluster, norms, plan, probed, sweep, train
+from normbook import __version__, chapters, claims, cluster, manual, norms, plan, probed, sweep, train
 from normbook import data as datasets
 from normbook.errors import InputError, choose
 
@@ -28,21 +29,18 @@ RESULTS = "normbook-results"
 debug = click.option("--debug", is_flag=True, expose_value=False, help="show the traceback of what goes wrong")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    help=manual.SAYS,
+    epilog=manual.MORE,
+)
 @click.version_option(__version__)
 @debug
 def commands() -> None:
-    """Normalization, reproduced: run, measure and judge claims about batch normalization.
-
-    \b
-    normbook run 5                    run chapter 5 and compare its verdicts with the recorded ones
-    normbook run all --norm torch.nn  run every chapter with torch's own normalization layers
-    normbook claims                   list all claims with their recorded verdicts
-    normbook book                     run what changed and build the book
-    """
+    """The commands; each is a function below."""
 
 
-@commands.command()
+@commands.command(short_help="Run CHAPTER (5, 05, skipinit or all) and judge its claims.")
 @click.argument("chapter")
 @click.option(
     "--scale", default="quick", show_default=True, help="quick, cifar or paper; tiny tries the code and judges nothing"
@@ -177,9 +175,11 @@ def table(rows: list[dict[str, Any]], scale: str | None = None) -> str:
         for name, found in row["scales"].items():
             if found and scale in (None, name):
                 span = f"{claims.number(found['ci_low'])} to {claims.number(found['ci_high'])}"
+                span = "exact" if row["estimator"] == "exact" else span
+                unit = f" {row['unit']}" if row["unit"] else ""
                 lines.append(
                     f"{row['id']:8} {name:6} {found['verdict']:15} {claims.number(found['estimate']):>9} "
-                    f"({span}) {row['unit']}, region {claims.region_text(tuple(row['region']))}, n = {found['n']}, "
+                    f"({span}){unit}, region {claims.region_text(tuple(row['region']))}, n = {found['n']}, "
                     f"control: {found['control_verdict']}"
                 )
         if not any(row["scales"].values()):
@@ -187,7 +187,7 @@ def table(rows: list[dict[str, Any]], scale: str | None = None) -> str:
     return "\n".join(lines)
 
 
-@commands.command("claims")
+@commands.command("claims", short_help="List every claim with its recorded verdicts.")
 @click.option("--json", "as_json", is_flag=True, help="print every claim as JSON")
 @debug
 def list_claims(as_json: bool) -> int:
@@ -200,7 +200,9 @@ def list_claims(as_json: bool) -> int:
     return 0
 
 
-@commands.group("data", invoke_without_command=True)
+@commands.group(
+    "data", invoke_without_command=True, short_help="List the data sets that are decoded; `data fetch` brings one."
+)
 @click.option("--data", "place", default="", help="folder with decoded images  [default: ~/.cache/normbook]")
 @click.pass_context
 @debug
@@ -225,7 +227,7 @@ def _line(found: datasets.Dataset) -> str:
     return f"{found.name:24} {n:7,} images  {found.classes:4} classes  {shape:10} {found.content_hash}"
 
 
-@commands.command()
+@commands.command(short_help="Run what changed at scale quick and build the book.")
 @click.option("--committed", is_flag=True, help="build from the committed outputs, run nothing")
 @click.option("--strict", is_flag=True, help="make warnings errors")
 @click.option("--build-dir", type=Path, default=Path("_build"), show_default=True)
@@ -249,30 +251,36 @@ def book(committed: bool, strict: bool, build_dir: Path) -> int:
     return 0
 
 
-@commands.command("open")
+@commands.command("open", short_help="Open the built book in the browser.")
 @debug
 def open_book() -> int:
     """Open the built book in the browser."""
     page = Path("_build/html/index.html").resolve()
     if not page.exists():
         raise InputError(f"{page} is not there: build the book first, with make book")
-    click.launch(page.as_uri())
+    if not webbrowser.open(page.as_uri()):
+        raise InputError(f"no browser was opened; the book is {page}")
     return 0
 
 
-@commands.command("pdf")
+@commands.command("pdf", short_help="Print the built book into one PDF, with chromium.")
 @debug
 def print_book() -> int:
     """Print the built book into _build/normbook.pdf, one file, with chromium."""
     from normbook import pdf
 
+    if lacking := pdf.without_font():
+        click.echo(
+            f"no font here has {' and '.join(lacking)} letters, they print as boxes: install fonts-noto-cjk", err=True
+        )
+    click.echo("printing, which takes a minute or two", err=True)
     target = Path("_build/normbook.pdf")
     pages = pdf.write(Path("_build/html"), target)
     click.echo(f"{pages} pages: {target.resolve()}")
     return 0
 
 
-@commands.command()
+@commands.command(short_help="Rewrite committed outputs and expected verdicts.")
 @click.argument("chapter", default="all")
 @click.option("--scale", default="quick", show_default=True, help="quick; cifar or paper judge what is recorded")
 @debug
@@ -325,7 +333,7 @@ def _refresh_recorded(path: Path, scale: str) -> int:
     return 1 if failed else 0
 
 
-@commands.command()
+@commands.command(short_help="Check layers of your own: formulas, then the claims.")
 @click.option("--norm", required=True, help="your namespace with torch.nn's norm classes")
 @click.argument("parts", nargs=-1)
 @debug
@@ -347,7 +355,7 @@ def check(norm: str, parts: tuple[str, ...]) -> int:
     return {0: 0, 1: 1}.get(int(code), 3)
 
 
-@commands.command("stability")
+@commands.command("stability", short_help="Run chapters again in other ways: do verdicts agree?")
 @click.argument("chapter", default="all")
 @click.option("--show", is_flag=True, help="run nothing, print what is recorded")
 @debug

@@ -266,41 +266,49 @@ def _papers(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def environment(lock: str, project: str) -> str:
-    """The page of versions: the packages that we name ourselves, with the versions of the lock, and how many it has.
+def environment(lock: str, cluster: str, project: str) -> str:
+    """The page of versions: the packages that we name ourselves, with the versions of the locks, and their sizes.
 
-    ``lock`` is the text of requirements.lock, ``project`` that of pyproject.toml.
+    ``lock`` is the text of requirements.lock, ``cluster`` of requirements-cluster.lock, ``project`` of pyproject.toml.
     """
-    pinned = dict(re.findall(r"^([\w.-]+)==([^\s;\\]+)", lock, re.M))
+    pinned, also = (dict(re.findall(r"^([\w.-]+)==([^\s;\\]+)", text, re.M)) for text in (lock, cluster))
     tables = tomllib.loads(project)["project"]
     wanted = {"package": tables["dependencies"], **tables["optional-dependencies"]}
     lines = [
         "# Environment",
         "",
         f"`make book` and `make test` make `.venv` from `requirements.lock`: {len(pinned)} packages, each with its "
-        "hash. These are the ones that the project itself asks for, with the locked version.",
+        "hash. Grids on more than one machine ({doc}`cluster`) have a lock of their own, `requirements-cluster.lock`, "
+        f"with {len(also)} packages, in the same versions where both have one. These are the packages that the project "
+        "itself asks for, with the locked version.",
         "",
         "| for | package | asked for | locked |",
         "|---|---|---|---|",
     ]
     for extra, requirements in wanted.items():
         for requirement in requirements:
-            name, wish = re.fullmatch(r"([\w.-]+)(.*)", requirement).groups()  # type: ignore[union-attr]
-            lines.append(f"| {extra} | {name} | `{wish}` | {pinned.get(name, 'not locked')} |")
+            # the name, its extras, what is asked for
+            name, more, wish = re.fullmatch(r"([\w.-]+)(\[.*?\])?(.*)", requirement).groups("")  # type: ignore[union-attr]
+            found = (also if extra == "cluster" else pinned).get(name, "not locked")
+            lines.append(f"| {extra} | {name}{more} | `{wish}` | {found} |")
     return "\n".join([*lines, "", "{doc}`how_to_run` says how to use an environment of your own."]) + "\n"
 
 
-def status(executed: Sequence[Executed]) -> str:
-    """The page of runs: per chapter when, where, how long, with which versions, whether current, and how stable."""
+def status(executed: Sequence[Executed], recorded: Sequence[str]) -> str:
+    """The page of runs: per chapter when, where, how long, with which versions, whether current, and how stable.
+
+    ``recorded`` says for each chapter how many runs of its grids are recorded.
+    """
     lines = [
         "# Status",
         "",
-        "What this copy of the book was built from. *Fresh* means that the outputs come from the code shown.",
+        "What this copy of the book was built from. *Fresh* means that the outputs come from the code shown. "
+        "*Records* are the runs at scales `cifar` and `paper`.",
         "",
     ]
-    rows = [["chapter", "state", "started", "seconds", "slowest cell, seconds", "torch"], ["---"] * 6]
+    rows = [["chapter", "state", "records", "started", "seconds", "slowest cell, seconds", "torch"], ["---"] * 7]
     devices, agreements = set(), []
-    for slug, chapter in zip(claims.chapters(), executed, strict=True):
+    for slug, chapter, kept_runs in zip(claims.chapters(), executed, recorded, strict=True):
         info = chapter.info
         cells = [cell.metadata.get("papermill", {}).get("duration") or 0 for cell in chapter.notebook.cells]
         stamp = chapters.stamp(claims.find(slug))
@@ -309,7 +317,7 @@ def status(executed: Sequence[Executed]) -> str:
         slowest = f"{max(cells):.0f}" if any(cells) else "not kept"
         link = f"{{doc}}`{claims.load(slug).title.split(':')[0]} </notebooks/{slug}>`"
         started, torch = info.get("started", "committed outputs"), info.get("versions", {}).get("torch", "")
-        rows.append([link, fresh, started, seconds, slowest, torch])
+        rows.append([link, fresh, kept_runs, started, seconds, slowest, torch])
         devices.add(info.get("device", ""))
         agreements.append(f"* {link}: {stability.summary(int(slug[:2]), stamp) or 'no other passes are recorded.'}")
     kept = [column for column in zip(*rows, strict=True) if set(column[2:]) != {"not kept"}]
