@@ -41,7 +41,7 @@ def grids(slug: str) -> list[Grid]:
 
 def counted(found: Sequence[Grid]) -> str:
     """How many runs of a chapter are recorded, in a cell of a table."""
-    said = [f"{grid.found['runs']:,} of {grid.found['of']:,} at {grid.scale}" for grid in found]
+    said = [f"{recorded.counts(grid.found) or 'nothing'} at {grid.scale}" for grid in found]
     return ", ".join(said) or "no grid declared"
 
 
@@ -70,19 +70,21 @@ def _quick(number: int, info: Mapping[str, Any]) -> str:
 
 def _grid(grid: Grid) -> str:
     found, parts = grid.found, []
-    if found["runs"]:
+    if found["runs"] or found["probes"]:
         kept = [grid.folder / f"{name}.json" for name in plan.outlook(grid.chapter, grid.folder).there.values()]
-        peak = max(records.read(path)["peak_memory_mb"] for path in kept)
+        peak = max((records.read(path)["peak_memory_mb"] for path in kept), default=0)
         hours = " and ".join(
             f"{hours:,.1f} {'GPU hours' if throughput.is_gpu(name) else 'core hours'} on {name}"
             for name, hours in found["devices"].items()
         )
-        size = sum(path.stat().st_size for path in kept) / 1e6
-        parts += [f"{found['runs']:,} of {found['of']:,} runs took {hours}, at most {peak / 1024:.1f} GiB of memory "
-                  f"a worker, {size:.1f} MB of records"]  # fmt: skip
-    if found["runs"] < found["of"]:
+        parts.append(f"{recorded.counts(found)} took {hours}")
+        if kept:
+            size = sum(path.stat().st_size for path in kept) / 1e6
+            parts.append(f"at most {peak / 1024:.1f} GiB of memory a worker, {size:.1f} MB of records")
+    if found["runs"] < found["of"] or found["probes"] < found["of_probes"]:
         said = plan.describe(grid.chapter, grid.scale, grid.folder, "a CPU").splitlines()[1:]
         # a page is the same on every machine: of the hours, those on a GPU; not each net's
         wanted = [line.strip() for line in said if not line.startswith("    ") and "core hours" not in line]
-        parts += [f"{found['of'] - found['runs']:,} runs to make", *wanted]
+        parts += [f"{found['of'] - found['runs']:,} runs to make"] if found["runs"] < found["of"] else []
+        parts += wanted
     return "; ".join(parts)

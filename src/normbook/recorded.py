@@ -108,10 +108,14 @@ def _counted(number: int, scale: str, found: Mapping[str, Any]) -> str:
     )
     days = " to ".join(dict.fromkeys((found["start"], found["end"])))
     older = "" if found["code"] in ([], [records.code_hash()]) else " Some of them are of older code."
-    of = [f"{found[n]:,} of {found[m]:,} {what}" for n, m, what in COUNTED if found[m]]
-    text = f"**Scale `{scale}`.** {' and '.join(of)} are recorded: {spent}, {days}"
+    text = f"**Scale `{scale}`.** {counts(found)} are recorded: {spent}, {days}"
     text += f", data {', '.join(f'`{name}`' for name in found['data'])}.{older}" if found["data"] else f".{older}"
     return text if all(found[n] == found[m] for n, m, _ in COUNTED) else f"{text} {how}"
+
+
+def counts(found: Mapping[str, Any]) -> str:
+    """How many runs, and measurements by probes, are recorded of how many."""
+    return " and ".join(f"{found[n]:,} of {found[m]:,} {what}" for n, m, what in COUNTED if found[m])
 
 
 def _expected(found: Mapping[str, Any]) -> str:
