@@ -111,9 +111,9 @@ def how_sure() -> str:
     shaky, passes = sum(not one.stable for one in found), [one.passes for one in found]
     return (
         f"Every chapter was also run at scale `quick` with other base seeds, {min(passes)} to {max(passes)} times. Of "
-        f"{len(found)} verdicts {len(found) - shaky} came out the same, with their controls, in at least {stability.AGREE:.0%} of "
-        f"these passes. {flips or 'None'} turned from reproduced to not reproduced or back in any pass. "
-        f"{{doc}}`status` lists the other {shaky} and says how often each agreed."
+        f"{len(found)} verdicts {len(found) - shaky} came out the same, with their controls, in at least "
+        f"{stability.AGREE:.0%} of these passes. {flips or 'None'} turned from reproduced to not reproduced or back in "
+        f"any pass. {{doc}}`status` lists the other {shaky} and says how often each agreed."
     )
 
 
