@@ -143,15 +143,17 @@ def planned():
 def test_a_plan_beyond_quick_has_its_claims_and_its_place_on_the_page(slug, scale):
     chapter = claims.load(slug, scale=scale)
     assert [claim.id for claim in chapter.claims] == [claim.id for claim in claims.load(slug).claims]
-    assert {c.data.partition("@")[0] for c in chapter.runs} == {"cifar10-jpeg" if scale == "cifar" else "cifar10"}
+    runs = [*chapter.scan, *chapter.runs]
+    assert runs or chapter.probes
+    assert {c.data.partition("@")[0] for c in runs} <= {"cifar10-jpeg" if scale == "cifar" else "cifar10"}
     if scale == "cifar":
-        assert max(c.n_train or 45_000 for c in (*chapter.scan, *chapter.runs)) <= 10_000
-    assert {c.precision for c in chapter.runs} == {"fp32"}  # the same runs on every machine
+        assert max((c.n_train or 45_000 for c in runs), default=0) <= 10_000
+    assert {c.precision for c in runs} <= {"fp32"}  # the same runs on every machine
     text = ["".join(c["source"]) for c in cells(slug) if c["cell_type"] == "markdown"]
     assert sum(recorded.MARK in one for one in text) == 1
     assert sum("key-figure" in c["metadata"].get("tags", []) for c in cells(slug)) == 1
     assert not chapter.scan or not {c.seed for c in chapter.scan} & set(chapter.closer)
-    assert plan.outlook(chapter, claims.ROOT / "none").missing
+    assert plan.outlook(chapter, claims.ROOT / "none").missing or not runs
 
 
 @pytest.mark.parametrize("path", sorted(claims.ROOT.glob("results/[cp]*/verdicts/*.json")), ids=str)

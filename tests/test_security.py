@@ -163,7 +163,7 @@ def test_the_workflow_audits_the_lock_and_may_only_read():
     text = (ROOT / ".github" / "workflows" / "test.yml").read_text()
     assert re.search(r"^permissions:\n  contents: read\n", text, re.M) and "write" not in text
     assert "pip-audit" in text and "requirements.lock" in text
-    assert all(re.fullmatch(r"\S+@v\d+", used) for used in re.findall(r"uses: (.*)", text))
+    assert all(re.fullmatch(r"\S+@[0-9a-f]{40} +# v[\d.]+", used) for used in re.findall(r"uses: (.*)", text))
 
 
 def test_markup_in_a_users_path_is_never_run(tmp_path):
