@@ -1,5 +1,6 @@
 """normbook.pages: numbers on pages come from verdicts, pictures show intervals where they are, nothing is left out."""
 
+import copy
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -135,10 +136,14 @@ def test_pages_are_filled_with_verdicts_and_unknown_claims_are_refused():
 
 def test_the_index_refutes_what_is_refuted_and_shows_every_claim(all_rows):
     text = (ROOT / "book" / "index.md").read_text()
+    all_rows = copy.deepcopy(all_rows)
+    for number in {one["chapter"] for one in all_rows}:
+        stability.temper([one for one in all_rows if one["chapter"] == number], number)  # as the page shows them
     verdicts = {one["id"]: one["scales"]["quick"]["verdict"] for one in all_rows}
+    said = {r"not\s+hold|but not": claims.NOT_REPRODUCED, r"stays\s+open|not clearly": claims.INCONCLUSIVE}
     for sentence in re.split(r"(?<=\]\])[.;,]", text):
         for key in re.findall(r"\[\[([\w-]+)\]\]", sentence):
-            expected = claims.NOT_REPRODUCED if re.search(r"not\s+hold|but not", sentence) else claims.REPRODUCED
+            expected = next((v for words, v in said.items() if re.search(words, sentence)), claims.REPRODUCED)
             assert verdicts[key] == expected, f"the first page is wrong about {key}"
     signs = re.findall(r'<span class="sign-([\w-]+)"', pages.fill(text, all_rows))
     assert sorted(signs) == sorted(v.replace(" ", "-") for v in verdicts.values())
