@@ -104,12 +104,11 @@ def run(
             place = _place(scale, folder, out)
             with cluster.connect(on, there) if on else contextlib.nullcontext() as engine:
                 sweep.train(declared[path], place, keep[path], device=here, engine=engine)
-            if not only:
-                probed.measure(probed.of(declared[path], place), probed.place(place))
-            else:
+            if only:
                 view = plan.outlook(declared[path], place)
                 click.echo(f"{path.stem}: {len(view.there):,} of {len(view.runs):,} runs are recorded in {place}")
                 continue
+            probed.measure(probed.of(declared[path], place), probed.place(place))
         executed = chapters.execute(path, folder / path.stem, parameters)
         rows = chapters.listing(path, executed)
         if not executed.verdicts:  # the recorded verdicts are not of this run
