@@ -177,13 +177,19 @@ class Eager(Contender):
         return self._clock() - start
 
 
+def compiled(net: nn.Module, **how: Any) -> Any:
+    """``torch.compile`` of the whole net for one shape, which fails where it would fall back to eager unnoticed."""
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    return torch.compile(net, dynamic=False, **how)
+
+
 class Compiled(Eager):
     """P2: P1 with ``torch.compile`` on the whole net; the first step compiles."""
 
     def __init__(self, case: Case, device: str, precision: str = "fp32") -> None:
         super().__init__(case, device, precision)
         torch._dynamo.reset()
-        self.net = torch.compile(self.net, dynamic=False)  # type: ignore[assignment]
+        self.net = compiled(self.net)  # type: ignore[assignment]
 
 
 class Lightning(_Loading):

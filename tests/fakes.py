@@ -1,4 +1,4 @@
-"""A small chapter with plans for all scales, and records that were never trained."""
+"""A small chapter with plans for all scales, records that were never trained, and a CUDA graph that needs no GPU."""
 
 import contextlib
 import json
@@ -6,6 +6,9 @@ from concurrent.futures import Future
 from dataclasses import asdict
 
 import nbformat
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from normbook import chapters, claims, data, grid, records
 
@@ -156,3 +159,50 @@ def grids(monkeypatch, folder):
     (folder / "notebooks" / "05_skipinit.ipynb").write_text(json.dumps({"cells": cells}))
     monkeypatch.setattr(claims, "ROOT", folder)
     return folder
+
+
+class Tape(TorchDispatchMode):
+    """What a CUDA graph does, on a CPU: it notes the operations under it, with their tensors, for `replay`.
+
+    As in a graph, tensors stay where they are, what Python decided is frozen, and the host can read no number.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.before, self.made = [], {}, set()
+
+    def __torch_dispatch__(self, operation, kinds, args=(), kwargs=None):
+        name = operation.overloadpacket.__name__
+        if name in ("_local_scalar_dense", "nonzero", "is_nonzero", "equal"):
+            raise RuntimeError(f"operation not permitted when stream is capturing: {name}")
+        for t in tree_leaves((args, kwargs)):
+            if isinstance(t, torch.Tensor) and t.untyped_storage().data_ptr() not in self.made:
+                self.before.setdefault(t.untyped_storage().data_ptr(), (t, t.clone()))
+        found = operation(*args, **(kwargs or {}))
+        fresh = [t for t in tree_leaves(found) if isinstance(t, torch.Tensor)]
+        known = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        self.made |= {t.untyped_storage().data_ptr() for t in fresh} - set(self.before)
+        self.calls.append(
+            (operation, args, kwargs or {}, [t for t in fresh if t.untyped_storage().data_ptr() not in known])
+        )
+        return found
+
+    def replay(self):
+        with torch.no_grad():
+            for operation, args, kwargs, own in self.calls:
+                again = [t for t in tree_leaves(operation(*args, **kwargs)) if isinstance(t, torch.Tensor)]
+                for old, new in zip(own, again if own else (), strict=True):
+                    old.copy_(new)
+
+
+def recorded(function, generators):
+    """As `normbook.train.capture.record`: what the function did is undone, so that recording does nothing."""
+    states = [g.get_state() for g in generators]
+    with (tape := Tape()):
+        result = function()
+    with torch.no_grad():
+        for tensor, old in tape.before.values():
+            tensor.copy_(old)
+    for generator, state in zip(generators, states, strict=True):
+        generator.set_state(state)
+    return result, tape.replay

@@ -242,6 +242,15 @@ def test_flop_of_the_mlp_are_two_a_multiplication():
     assert traffic > 0 and math.isfinite(traffic)
 
 
+def test_a_compiled_net_never_falls_back_to_eager_unnoticed():
+    net = contenders.compiled(nn.Linear(2, 2), backend="eager")
+    limit = torch._dynamo.config.recompile_limit
+    with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+        for n in range(1, limit + 2):  # each shape is compiled anew
+            net(torch.zeros(n, 2))
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [(["--fast"], "--fast"), (["--device", "tpu"], "unknown device 'tpu'"), (["stray"], "stray")],

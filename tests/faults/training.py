@@ -5,9 +5,9 @@ from __future__ import annotations
 from faults import TORCH, Fault
 
 T = "training"
-CONFIG, LOOP, OPTIMIZERS, DATA, SAMPLING, GRID, LAYERS, RESNET = (
-    "train/config.py", "train/loop.py", "train/optimizers.py", "data/dataset.py", "data/sampling.py", "grid.py",
-    "models/layers.py", "models/resnet.py",
+CONFIG, LOOP, OPTIMIZERS, CAPTURE, DATA, SAMPLING, GRID, LAYERS, RESNET = (
+    "train/config.py", "train/loop.py", "train/optimizers.py", "train/capture.py", "data/dataset.py",
+    "data/sampling.py", "grid.py", "models/layers.py", "models/resnet.py",
 )  # fmt: skip
 TESTS, DRAWN, CHOSEN = "tests/test_train.py::", "tests/test_data.py::", "tests/test_grid.py::"
 IMAGES = "tests/test_images.py::"
@@ -21,6 +21,7 @@ MEASURED = TESTS + "test_the_train_split_is_measured_on_the_images_that_were_tra
 INFERENCE = TESTS + "test_evaluation_is_in_inference_mode_without_dropout_and_leaves_the_running_statistics"
 FIRST_BAD = TESTS + "test_the_first_bad_step_is_kept_exactly_and_a_diverged_run_has_no_final_values"
 EXACT_STEPS = TESTS + "test_torchs_loss_and_optimizers_are_the_textbooks"
+RECORDED = "tests/test_capture.py::test_a_recorded_step_equals_a_plain_one_bit_for_bit_through_the_schedule"
 BEST = """    kept: tuple[float, dict[str, Tensor]] = (float("inf"), {})
     for step in training:
         now = float(training.losses[step - 1].mean())
@@ -237,5 +238,25 @@ FAULTS = (
         "half-a-file", T, "files.py", "            os.fsync(file.fileno())\n", "",
         "a record takes its place before it is on the disk",
         ("tests/test_records.py::test_a_record_is_on_the_disk_before_it_is_moved_into_place",),
+    ),
+    Fault(
+        "graph-scale-frozen", T, CAPTURE, "        self.scale.fill_(scale)\n",
+        "        self.scale.fill_(scale) if self.replay is None else None\n",
+        "a replayed step keeps the learning rate it was recorded with", (RECORDED,),
+    ),
+    Fault(
+        "graph-images-stale", T, CAPTURE, "        self.images.copy_(images)\n",
+        "        self.images = images.clone()\n",
+        "a replayed step trains on the batch it was recorded with", (RECORDED,),
+    ),
+    Fault(
+        "graph-step-lost", T, CAPTURE, "            self._record()\n",
+        "            self._record()\n            return self.losses\n",
+        "the step that is recorded is not taken", (RECORDED,),
+    ),
+    Fault(
+        "flag-read-every-step", T, LOOP, "(step % FLAG_EVERY == 0 and bool((self.first_bad >= 0).all()))",
+        "bool((self.first_bad >= 0).all())", "the host waits for the GPU at every step",
+        ("tests/test_capture.py::test_the_host_reads_nothing_between_two_reads_of_the_divergence_flag",),
     ),
 )  # fmt: skip

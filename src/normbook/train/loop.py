@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from normbook import data, models, norms
 from normbook.errors import InputError
 from normbook.probes import inference
+from normbook.train.capture import graphed
 from normbook.train.config import Config, lr_scale, streams
 from normbook.train.machine import describe_device, peak_memory_mb
 from normbook.train.optimizers import SGD, Adam
@@ -133,6 +134,12 @@ class Training:
         )
         self.losses = torch.zeros(self.steps, len(configs), device=device)
 
+    def _step(self, images: Tensor, labels: Tensor, scale: float | Tensor) -> Tensor:
+        """Take one step of all runs at ``scale`` times their learning rates; return their losses before it, [M]."""
+        losses = batch_losses(self.net, images, labels, self.config.precision)
+        self.optimizer.step(losses, scale)
+        return losses.detach()
+
     @property
     def first_bad(self) -> Tensor:
         """Each run's first bad step or -1, [M]; on the device, so only who looks at it waits."""
@@ -141,6 +148,8 @@ class Training:
 
     def __iter__(self) -> Iterator[int]:
         config, dataset, step = self.config, self.dataset, 0
+        noise = dict.fromkeys(g for m in self.net.modules() if isinstance(m, models.Random) for g in m.generators)
+        take = graphed(self._step, list(noise), self.device)
         order = [torch.Generator(self.device).manual_seed(streams(c.seed)[1]) for c in self.configs]
         augmentation = [torch.Generator(self.device).manual_seed(streams(c.seed)[2]) for c in self.configs]
         while step < self.steps:
@@ -150,9 +159,7 @@ class Training:
             )  # fmt: skip
             begin = step
             for self.images, self.labels in epoch:
-                loss = batch_losses(self.net, self.images, self.labels, config.precision)
-                self.optimizer.step(loss, lr_scale(config, step, self.steps))
-                self.losses[step] = loss.detach()
+                self.losses[step] = take(self.images, self.labels, lr_scale(config, step, self.steps))
                 step += 1
                 yield step
                 if step == self.steps or (step % FLAG_EVERY == 0 and bool((self.first_bad >= 0).all())):

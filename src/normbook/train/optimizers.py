@@ -36,8 +36,11 @@ class SGD:
         ]
         self.buffers: dict[Tensor, Tensor] = {p: torch.zeros_like(p) for p in parameters}
 
-    def step(self, losses: Tensor, scale: float) -> None:
-        """Take one step of all runs down their own ``losses`` [M], at ``scale`` times their learning rates."""
+    def step(self, losses: Tensor, scale: float | Tensor) -> None:
+        """Take one step of all runs down their own ``losses`` [M], at ``scale`` times their learning rates.
+
+        A scale that is a tensor is read on the device: so a step that is recorded once follows a schedule.
+        """
         for p in self.buffers:
             p.grad = None
         (losses.sum() if self.equal else (losses * self.loss_scale).sum()).backward()
@@ -76,8 +79,8 @@ class Adam:
         self.squares = [torch.zeros_like(p) for p in self.parameters]
         self.steps = [torch.zeros((), device=p.device) for p in self.parameters]
 
-    def step(self, losses: Tensor, scale: float) -> None:
-        """Take one step of all runs down their own ``losses`` [M], at ``scale`` times their learning rates."""
+    def step(self, losses: Tensor, scale: float | Tensor) -> None:
+        """As `SGD.step`."""
         for p in self.parameters:
             p.grad = None
         losses.sum().backward()
@@ -89,4 +92,7 @@ class Adam:
                 amsgrad=False, beta1=0.9, beta2=0.999, lr=1.0, weight_decay=0.0, eps=1e-8, maximize=False,
             )  # fmt: skip
             for p, direction, lr in zip(self.parameters, self.directions, self.lrs, strict=True):
-                p.addcmul_(direction, lr, value=scale)
+                if isinstance(scale, Tensor):
+                    p.addcmul_(direction, lr * scale)
+                else:
+                    p.addcmul_(direction, lr, value=scale)
