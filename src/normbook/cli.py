@@ -288,48 +288,22 @@ def refresh(chapter: str, scale: str) -> int:
 
     At scale cifar and paper nothing is trained: verdicts and the key figure are made from the recorded runs.
     """
-    import nbformat
-
-    from normbook import stability
+    from normbook import refreshed
 
     choose("scale", scale, claims.SCALES)
-    chosen = list(claims.chapters().values()) if chapter == "all" else [claims.find(chapter)]
-    if scale in sweep.KEPT:
-        return max(_refresh_recorded(path, scale) for path in chosen)
-    for path in chosen:
-        click.echo(f"{path.stem}: running at scale quick", err=True)
-        executed = chapters.execute(path, Path("_build/executed").resolve() / path.stem, {})
-        for key, verdict in executed.verdicts.items():
-            if not verdict.control_holds:
-                click.echo(f"{key}: its control failed ({verdict.control_verdict}); nothing is rewritten", err=True)
-                return 1
-        number = claims.load(path.stem).number
-        old = chapters.committed("quick", number)
-        chapters.commit(executed, number)
-        if old and old["verdicts"] == executed.verdicts:
-            stability.carry(number, old["stamp"], executed.info["stamp"])
-        chapters.write_text(path, nbformat.writes(chapters.strip(executed)) + "\n")
-        click.echo(table(chapters.listing(path), "quick"))
-    return 0
-
-
-def _refresh_recorded(path: Path, scale: str) -> int:
-    """Rewrite verdicts and key figure of a chapter from its recorded runs; 1 if a control failed."""
-    from normbook import recorded
-
-    chapter = claims.load(path.stem, scale=scale)
-    folder = Path(f"_build/{scale}").resolve()
-    left = probed.lacking(probed.of(chapter, place := sweep.place(scale, folder)), probed.place(place))
-    if left:
-        number = chapter.number
-        raise InputError(f"{len(left)} measurements are missing: normbook run {number} --scale {scale} makes them")
-    executed = chapters.execute(path, folder / path.stem, {"scale": scale})
-    failed = recorded.commit(executed, chapter, scale, sweep.place(scale, folder))
-    click.echo(table(chapters.listing(path), scale))
-    for key in failed:
-        verdict = executed.verdicts[key]
-        click.echo(f"{key}: its control failed ({verdict.control_verdict}); it has no verdict", err=True)
-    return 1 if failed else 0
+    kept, worst = scale in sweep.KEPT, 0
+    for path in list(claims.chapters().values()) if chapter == "all" else [claims.find(chapter)]:
+        click.echo(f"{path.stem}: {'judging' if kept else 'running'} at scale {scale}", err=True)
+        failed = refreshed.from_records(path, scale) if kept else refreshed.by_running(path)
+        if kept or not failed:
+            click.echo(table(chapters.listing(path), scale))
+        what = "it has no verdict" if kept else "nothing is rewritten"
+        for key, verdict in failed.items():
+            click.echo(f"{key}: its control failed ({verdict.control_verdict}); {what}", err=True)
+        worst = max(worst, int(bool(failed)))
+        if failed and not kept:
+            break
+    return worst
 
 
 @commands.command(short_help="Check layers of your own: formulas, then the claims.")
