@@ -1,7 +1,8 @@
 """``python -m benchmarks.profile_chapters all``: where the processor's time goes when chapters are run.
 
-py-spy samples every process of ``normbook run`` 20 times a second, native frames too; what waits counts nothing. Each
-sample goes to the first part that fits, from the innermost frame outwards. Needs ``pip install -e .[bench]`` and, where
+py-spy samples every process of ``normbook run`` five times a second, native frames too. What waits counts nothing: py-spy
+leaves out most of it, `WAITS` the rest. Each sample goes to the first part that fits, from the innermost frame outwards.
+Needs ``pip install -e .[bench]`` and, where
 ptrace is restricted, root.
 """
 
@@ -16,6 +17,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+# the innermost frames of a thread that waits: for another process, for a message, or asleep
+WAITS = re.compile(r"^(epoll_wait|poll|select|clock_nanosleep|PyThread_acquire_lock_timed|os_read|os_waitpid|wait4)\b")
+COMPILED = re.compile(r"^0x[0-9a-f]+ \(\?\)$")  # what oneDNN compiles while it runs has no name
 LIMIT = 0.10  # of the time: more than that in another part than these is a finding
 EXPECTED = ("kernels", "data", "imports")
 # (part, what a frame's text holds), the first that fits a frame; frames are looked at from the innermost outwards
@@ -32,8 +36,12 @@ PARTS = (
 
 
 def part(stack: str) -> str:
-    """The part of one sampled stack, frames from the outermost to the innermost, separated by semicolons."""
+    """The part of one sampled stack, frames from the outermost to the innermost, separated by semicolons, or "waits"."""
     frames = stack.split(";")
+    if any(WAITS.search(frame) for frame in frames[-4:]):
+        return "waits"
+    if COMPILED.search(frames[-1]) and any("torch/" in frame for frame in frames[-6:]):
+        return "kernels"
     if any(re.search(PARTS[0][1], frame) for frame in frames):
         return "imports"
     for frame in reversed(frames):
@@ -44,11 +52,12 @@ def part(stack: str) -> str:
 
 
 def shares(lines: Iterable[str]) -> dict[str, float]:
-    """{part: share of the samples} of collapsed stacks (``frame;frame;... count``), the largest first."""
+    """{part: share of the samples} of collapsed stacks (``frame;frame;... count``) but those that wait, largest first."""
     count: Counter[str] = Counter()
     for line in lines:
         stack, _, number = line.rstrip("\n").rpartition(" ")
         count[part(stack)] += int(number)
+    del count["waits"]
     return {name: n / count.total() for name, n in count.most_common()}
 
 
@@ -62,7 +71,7 @@ def main(chapters: Sequence[str]) -> int:
         stacks = Path(folder) / "stacks"
         for chapter in chapters:
             run = [sys.executable, "-m", "normbook", "run", chapter, "--out", folder]
-            record = [spy, "record", "--subprocesses", "--native", "--rate", "20", "--format", "raw"]
+            record = [spy, "record", "--subprocesses", "--native", "--rate", "5", "--format", "raw"]
             subprocess.run([*record, "--output", f"{stacks}-{chapter}", "--", *run], check=True)
         found = shares(line for path in Path(folder).glob("stacks-*") for line in path.open())
     for name, share in found.items():

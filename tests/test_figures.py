@@ -10,7 +10,7 @@ import pytest
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from normbook import figures, models
+from normbook import claims, figures, models
 
 
 @pytest.fixture
@@ -70,6 +70,73 @@ def test_show_sends_picture_text_and_table(drawn, monkeypatch):
     assert not plt.fignum_exists(drawn.number)
 
 
+def test_a_note_is_written_below_and_takes_nothing_from_the_axes(drawn, monkeypatch):
+    monkeypatch.setattr(figures, "display", lambda data, metadata, raw: None)
+    high = drawn.get_figheight()
+    figures.show(drawn, "what it shows", "n = 9 seeds; " + "word " * 60)
+    lines = drawn.get_supxlabel().split("\n")
+    assert lines[0].startswith("n = 9 seeds;") and len(lines) > 1
+    assert drawn.get_figheight() - high == pytest.approx(0.17 * len(lines) + 0.05)
+
+
+def test_half_width_is_that_of_the_claims_interval_and_missing_where_it_has_no_meaning():
+    estimate, low, high = claims.interval([1, 2, 4], "t")
+    assert figures.half_width([1, 2, 4]) == pytest.approx(estimate - low) == pytest.approx(high - estimate)
+    assert figures.half_width(np.ones(3)) == 0
+    assert all(np.isnan(figures.half_width(values)) for values in ([], [1], [1, np.nan, 2]))
+
+
+def test_a_band_is_the_range_or_the_interval():
+    fig, (left, right) = plt.subplots(1, 2)
+    draws = np.array([[1.0, 2], [3, 2], [8, 2]])
+    figures.band(left, np.arange(2), draws)
+    figures.band(right, np.arange(2), draws, ci=True)
+    edges = [{float(row["y"]) for row in rows(fig) if row["kind"] == "band" and row["panel"] == p} for p in "12"]
+    assert edges[0] == {1, 2, 8}
+    wide = figures.half_width(draws[:, 0])
+    assert sorted(edges[1]) == pytest.approx([4 - wide, 2, 4 + wide], rel=1e-5)
+    figures.band(right, np.arange(2), draws[:1], ci=True)  # one draw has no interval
+    plt.close(fig)
+
+
+def test_bars_reach_over_range_or_interval_and_leave_gaps():
+    fig, (left, right) = plt.subplots(1, 2)
+    draws = [[1, 3, 8], [2], [], [1, np.nan]]
+    for ax, ci in ((left, False), (right, True)):
+        means = figures.bars(ax, range(4), draws, ci=ci, color="red")
+        assert means[:2].tolist() == [4, 2] and np.isnan(means[2:]).all()
+    line, low, high = ([float(y) for y in each.get_ydata()] for each in left.lines)
+    assert (line[:2], low[:2], high[:2]) == ([4, 2], [1, 2], [8, 2])
+    _, low, high = ([float(y) for y in each.get_ydata()] for each in right.lines)
+    wide = figures.half_width(draws[0])
+    assert (low[0], high[0]) == pytest.approx((4 - wide, 4 + wide)) and np.isnan(low[1:]).all()
+    fig.canvas.draw()
+    plt.close(fig)
+
+
+@pytest.mark.parametrize("scale", ["linear", "log"])
+def test_names_at_the_ends_of_lines_stand_apart_and_inside(scale):
+    fig, ax = plt.subplots()
+    ax.set(ylim=(1, 101), yscale=scale)
+    ends = [(50, "b", "red"), (50, "a\nof two lines", "blue"), (float("nan"), "missing", "black"), (1, "c", "green")]
+    figures.label_ends(ax, 1, [*ends, (100, "d", "grey")], gap=0.1)
+    places = {text.get_text(): text.get_position()[1] for text in ax.texts}
+    assert set(places) == {"a\nof two lines", "b", "c", "d"} and places["c"] == pytest.approx(0.05)
+    assert abs(places["a\nof two lines"] - places["b"]) >= 0.15 - 1e-3
+    assert all(0.05 <= place <= 0.95 for place in places.values())
+    if scale == "linear":
+        assert (places["a\nof two lines"] + places["b"]) / 2 == pytest.approx(0.49)
+    figures.label_ends(ax, 1, [])
+    plt.close(fig)
+
+
 def test_every_arm_has_a_colour_and_the_variants_of_a_method_share_it():
     assert {figures.color(arm) for arm in models.ARMS} <= set(figures.COLORS.values())
     assert figures.color("skipinit_0") == figures.color("skipinit_1") != figures.color("batch_norm")
+
+
+def test_the_colours_of_what_is_no_method_are_no_methods():
+    others = {figures.COLORS[name] for name in figures.COLORS if name.startswith("other")}
+    assert len(others) == 2 and not others & {
+        color for name, color in figures.COLORS.items() if not name.startswith("other")
+    }

@@ -167,6 +167,7 @@ SHAPES = {
     "skipinit": "M0 -5.5L5 4H-5Z",
     "none": "M-4 -4H4V4H-4Z",
 }
+SHAPES |= {"other_1": SHAPES["batch_norm"], "other_2": SHAPES["skipinit"]}  # skip path and branch
 
 
 def _mark(line: Line, transform: str, data: str = "") -> str:

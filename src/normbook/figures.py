@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,9 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter
+from PIL import Image
+
+from normbook.claims import interval
 
 # Okabe & Ito's palette: apart in every common colour-vision deficiency; markers say the same without colour
 COLORS = {
@@ -33,16 +37,21 @@ COLORS = {
     "weight_norm": "#332288",
     "batch_norm_all": "#56B4E9",
     "batch_norm_noisy": "#7B3294",
+    "batch_norm_borrowed": "#A67C00",
     "noisy": "#999999",
     "dropout_before_norm": "#117733",
     "dropout_before_conv": "#AA4499",
     "dropout_after": "#44AA99",
     "uout": "#661100",
     "theory": "#000000",
+    # what is no method: parts of a net, ways to compute, two cases of one thing
+    "other_1": "#9933FF",
+    "other_2": "#EE3377",
 }
 MARKERS = {
     "batch_norm": "o", "none": "s", "skipinit": "^", "divide_sqrt2": "D", "fixup": "v", "batch_norm_last": "P",
-    "batch_norm_noisy": "X", "noisy": "d", "layer_norm": "h", "rms_norm": "<", "batch_norm_all": "P",
+    "batch_norm_noisy": "X", "batch_norm_borrowed": "D", "noisy": "d",
+    "layer_norm": "h", "rms_norm": "<", "batch_norm_all": "P",
 }  # fmt: skip
 LABELS = {
     "batch_norm": "batch norm",
@@ -75,7 +84,7 @@ DPI = 160  # sharp on a retina screen at the size it is shown
 
 def color(arm: str) -> str:
     """The colour of a method; the variants of one method share it."""
-    if arm in ("batch_norm_logits", "batch_norm_features"):
+    if arm in ("batch_norm_logits", "batch_norm_features", "batch_norm_no_affine"):
         arm = "batch_norm_last"
     return COLORS.get(arm) or next((COLORS[k] for k in ("skipinit", "fixup") if arm.startswith(k)), COLORS["none"])
 
@@ -102,12 +111,21 @@ def use_style() -> None:
     matplotlib.rcParams["axes.formatter.use_mathtext"] = True
 
 
-def show(fig: Figure, alt: str) -> None:
-    """Show a figure as a PNG with a text alternative that says what it shows, with its numbers, and close it."""
+def show(fig: Figure, alt: str, note: str = "") -> None:
+    """Show a figure as a PNG with a text alternative that says what it shows, with its numbers, and close it.
+
+    ``note`` is written below it in grey: n, and what dots, bars and bands are. The figure grows by the note's lines.
+    """
     numbers = table(fig)
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=DPI)
+    if note:
+        wide, high = fig.get_size_inches()
+        lines = textwrap.wrap(note, int(14.5 * wide))
+        fig.set_size_inches(wide, high + 0.17 * len(lines) + 0.05)
+        fig.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=9.5, color="#666666")
+    drawn, buffer = io.BytesIO(), io.BytesIO()
+    fig.savefig(drawn, format="png", dpi=DPI)
     plt.close(fig)
+    Image.open(drawn).convert("RGB").save(buffer, "PNG", optimize=True)  # without transparency a tenth smaller
     width = int(fig.get_size_inches()[0] * 100)
     data = {"image/png": base64.b64encode(buffer.getvalue()).decode(), "text/plain": alt, "text/csv": numbers}
     display(data, metadata={"image/png": {"alt": alt, "width": width}}, raw=True)  # type: ignore[no-untyped-call]
@@ -153,10 +171,42 @@ def _has_names(ax: Axes) -> bool:
     )
 
 
-def band(ax: Axes, x: np.ndarray, draws: np.ndarray, **line: Any) -> None:
-    """Plot the mean of ``draws`` [n, len(x)] over x with the range of the draws behind it."""
-    (drawn,) = ax.plot(x, draws.mean(0), **line)
-    ax.fill_between(x, draws.min(0), draws.max(0), color=drawn.get_color(), alpha=0.2, linewidth=0)
+def half_width(values: Sequence[float] | np.ndarray) -> float:
+    """Half the width of the 95 % interval of a mean; nan where there are fewer than two values or one is missing."""
+    if len(values) < 2 or not np.isfinite(values).all():
+        return float("nan")
+    estimate, low, _ = interval(list(values), "t")
+    return estimate - low
+
+
+def band(ax: Axes, x: np.ndarray, draws: np.ndarray, ci: bool = False, **line: Any) -> None:
+    """Plot the mean of ``draws`` [n, len(x)] over x with their range or, with ``ci``, the mean's 95 % interval."""
+    mean = draws.mean(0)
+    (drawn,) = ax.plot(x, mean, **line)
+    wide = np.array([half_width(values) for values in draws.T]) if ci else np.nan
+    low, high = (mean - wide, mean + wide) if ci else (draws.min(0), draws.max(0))
+    ax.fill_between(x, low, high, color=drawn.get_color(), alpha=0.2, linewidth=0)
+
+
+def bars(
+    ax: Axes,
+    x: Sequence[float] | np.ndarray,
+    draws: Sequence[Sequence[float] | np.ndarray],
+    ci: bool = False,
+    **line: Any,
+) -> np.ndarray:
+    """Plot the mean of each of ``draws`` over x, with a bar over their range or, with ``ci``, the mean's 95 % interval.
+
+    Draws may be of unequal number. Where there are none, or one is missing (nan), there is a gap. Returns the means.
+    """
+    each = [np.asarray(values if len(values) else [np.nan], dtype=float) for values in draws]
+    means = np.array([values.mean() for values in each])
+    if ci:
+        reach = np.array([[half_width(values) for values in each]] * 2)
+    else:
+        reach = np.array([[m - v.min(), v.max() - m] for m, v in zip(means, each, strict=True)]).reshape(-1, 2).T
+    ax.errorbar(x, means, np.maximum(reach, 0), **{"capsize": 2, "elinewidth": 1.2, **line})
+    return means
 
 
 def dots(ax: Axes, labels: Sequence[str], values: Sequence[Sequence[float]], colors: Sequence[str]) -> None:
@@ -172,5 +222,26 @@ def dots(ax: Axes, labels: Sequence[str], values: Sequence[Sequence[float]], col
 
 
 def label_line(ax: Axes, x: float, y: float, text: str, shade: str, **options: Any) -> None:
-    """Write a line's name beside it, in its colour: read faster than a legend."""
-    ax.annotate(text, (x, y), color=shade, fontsize=10, annotation_clip=False, **options)
+    """Write a line's name beside it, in its colour: read faster than a legend. ``options`` go to ``annotate``."""
+    ax.annotate(text, (x, y), **{"color": shade, "fontsize": 10, "annotation_clip": False, **options})
+
+
+def label_ends(ax: Axes, x: float, ends: Sequence[tuple[float, str, str]], gap: float = 0.075) -> None:
+    """Write lines' names at x, beside their ends: height, name and colour of each; a height that is nan is left out.
+
+    Where names would overlap they move apart, to ``gap`` of the axis' height for a line of text; none moves out of it.
+    The axis' limits and scale must be set before.
+    """
+    known = sorted((end for end in ends if np.isfinite(end[0])), key=lambda end: end[0])
+    ax.set_ylim(ax.get_ylim())  # from here on the limits stay, or names and lines would part
+    to_axes = ax.transScale + ax.transLimits
+    places = [float(to_axes.transform((x, height))[1]) for height, *_ in known]
+    half = [gap * (1 + name.count("\n")) / 2 for _, name, _ in known]
+    for _ in range(200):
+        for i in range(len(known) - 1):
+            short = half[i] + half[i + 1] - (places[i + 1] - places[i])
+            if short > 0:
+                places[i : i + 2] = [places[i] - short / 2, places[i + 1] + short / 2]
+        places = [min(max(place, tall), 1 - tall) for place, tall in zip(places, half, strict=True)]
+    for place, (_, name, shade) in zip(places, known, strict=True):
+        ax.text(x, place, name, transform=ax.get_xaxis_transform(), color=shade, fontsize=10, va="center")

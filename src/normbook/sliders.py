@@ -32,18 +32,15 @@ def said(value: float) -> str:
     return f"{value / 10**power:.2g}·10{raised(power)}"
 
 
-NETS = (  # the panels of chapter 4's first figure
-    ("no normalization, linear", "none"),
-    ("batch norm, linear", "batch_norm"),
-    ("batch norm, ReLU and convolution", "batch_norm"),
-)
+# the panels of chapter 4's first figure
+NETS = ("no normalization, linear", "batch norm, linear", "batch norm, ReLU and convolution")
 
 
 def depth(texts: Sequence[str]) -> Slider:
     """Chapter 4: variance of skip path and branch, and the branch's share of the block's output, by block."""
     found = table(texts[0])
     scenes = []
-    for panel, (name, arm) in enumerate(NETS, 1):
+    for panel, name in enumerate(NETS, 1):
         skip, branch, skip_theory, branch_theory = (found(panel, f"series {i}") for i in range(1, 5))
         share = {block: 100 * branch[block] / (branch[block] + skip[block]) for block in branch}
         theory = {i: 100 * branch_theory[i] / (branch_theory[i] + skip_theory[i]) for i in branch}
@@ -55,12 +52,12 @@ def depth(texts: Sequence[str]) -> Slider:
             for i in branch
         ]
         variances = [
-            Line("skip path", arm, skip),
-            Line("branch", "skipinit", branch),
+            Line("skip path", "other_1", skip),
+            Line("branch", "other_2", branch),
             Line("theory", "theory", skip_theory, theory=True),
             Line("theory", "theory", branch_theory, theory=True),
         ]
-        shares = [Line("branch", "skipinit", share), Line("theory", "theory", theory, theory=True)]
+        shares = [Line("branch", "other_2", share), Line("theory", "theory", theory, theory=True)]
         panels = [
             Panel("batch variance", variances, log=True),
             Panel("share of the branch in the output, %", shares, log=True),
