@@ -1,9 +1,8 @@
 """``python -m benchmarks.profile_chapters all``: where the processor's time goes when chapters are run.
 
-py-spy samples every process of ``normbook run`` five times a second, native frames too. What waits counts nothing: py-spy
-leaves out most of it, `WAITS` the rest. Each sample goes to the first part that fits, from the innermost frame outwards.
-Needs ``pip install -e .[bench]`` and, where
-ptrace is restricted, root.
+py-spy samples every process of ``normbook run`` five times a second, native frames too. What waits counts nothing:
+py-spy leaves out most of it, `WAITS` the rest. Each sample goes to the first part that fits, from the innermost frame
+outwards. Needs ``pip install -e .[bench]`` and, where ptrace is restricted, root.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ PARTS = (
 
 
 def part(stack: str) -> str:
-    """The part of one sampled stack, frames from the outermost to the innermost, separated by semicolons, or "waits"."""
+    """The part of one sampled stack, frames outermost first, separated by semicolons; "waits" if it waits."""
     frames = stack.split(";")
     if any(WAITS.search(frame) for frame in frames[-4:]):
         return "waits"
@@ -52,7 +51,7 @@ def part(stack: str) -> str:
 
 
 def shares(lines: Iterable[str]) -> dict[str, float]:
-    """{part: share of the samples} of collapsed stacks (``frame;frame;... count``) but those that wait, largest first."""
+    """{part: share of the samples} of collapsed stacks (``frame;... count``) without those that wait, largest first."""
     count: Counter[str] = Counter()
     for line in lines:
         stack, _, number = line.rstrip("\n").rpartition(" ")

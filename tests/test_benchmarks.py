@@ -287,7 +287,7 @@ def test_a_sample_counts_for_the_innermost_part_and_imports_count_whole():
         "main (nowhere.py:1)": "other",
         run + "backward (torch/autograd/__init__.py:395);0x7fe7811e193a (?)": "kernels",  # compiled by oneDNN
         "run (selectors.py:468);select_epoll_poll_impl (selectmodule.c:1598);epoll_wait (libc.so.6)": "waits",
-        "result (threading.py:3);PyThread_acquire_lock_timed (libpython3.11.so.1.0);0x7f2312aa3f16 (libc.so.6)": "waits",
+        "result (threading.py:3);PyThread_acquire_lock_timed (libpython3.11.so);0x7f2312aa3f16 (libc.so.6)": "waits",
     }  # fmt: skip
     for stack, name in parts.items():
         assert profile_chapters.part(stack) == name
