@@ -57,9 +57,9 @@ def test_agreement_counts_every_disagreement(root):
     assert (a.share, a.stable, b.share, b.stable) == (1, True, 0.95, True)
     stability.write(5, [one(i, A=steady, B=steady) for i in range(9)] + [one(9, A=verdict(NOT_REPRODUCED), B=moved)])
     a, b = stability.agreement(5)
-    assert a.flips and not a.stable and str(a) == "A (here reproduced; other passes: 9 reproduced, 1 not reproduced)"
+    assert a.flips and not a.stable and str(a) == "A (here reproduced; passes: 9 reproduced, 1 not reproduced)"
     assert "Reproduced in one pass and not reproduced in another: A." in stability.summary(5, "now")
-    assert not b.flips and not b.stable and str(b) == "B (here reproduced; other passes: 9 reproduced, 1 inconclusive)"
+    assert not b.flips and not b.stable and str(b) == "B (here reproduced; passes: 9 reproduced, 1 inconclusive)"
 
 
 def test_pages_show_an_unstable_verdict_as_inconclusive_with_its_rate(root):
@@ -71,10 +71,10 @@ def test_pages_show_an_unstable_verdict_as_inconclusive_with_its_rate(root):
     steady, moved = verdict(REPRODUCED), verdict(INCONCLUSIVE)
     for n in (2, 9):  # too few to say more; too few to call it inconclusive
         stability.write(5, [one(i, A=steady, B=moved if i < 1 else steady) for i in range(n)])
-        rate = {"rate": "other passes: 8 reproduced, 1 inconclusive"} if n == 9 else {}
+        rate = {"rate": "passes: 8 reproduced, 1 inconclusive"} if n == 9 else {}
         assert shown() == [{"verdict": REPRODUCED}, {"verdict": REPRODUCED, **rate}]
     stability.write(5, [one(i, A=steady, B=moved if i < 1 else steady) for i in range(10)])
-    rate = "other passes: 9 reproduced, 1 inconclusive"
+    rate = "passes: 9 reproduced, 1 inconclusive"
     assert shown() == [{"verdict": REPRODUCED}, {"verdict": INCONCLUSIVE, "rate": rate}]
 
 
@@ -93,7 +93,7 @@ def test_passes_of_other_code_are_missing_and_counted_apart(root):
     assert (stability.SHIPPED, 1) in stability.missing(5, "now")
     assert len(stability.missing(5, "now")) == sum(stability.SEEDS.values()) - 1 == 28
     assert (
-        "2 other passes (2 as shipped; 1 with this very code, others with older): 1 of 1 verdicts agree"
+        "2 passes (2 as shipped; 1 with this very code, others with older): 1 of 1 verdicts agree"
         in stability.summary(5, "now")
     )
     assert stability.summary(4, "now") == ""

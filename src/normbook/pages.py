@@ -103,7 +103,7 @@ FEW_IDS = 6  # so many claims are named in a sentence
 
 
 def how_sure() -> str:
-    """How many verdicts stand in other passes, over all chapters, and how many turn round."""
+    """How many verdicts stand in passes, over all chapters, and how many turn round."""
     found = [one for slug in claims.chapters() for one in stability.agreement(int(slug[:2]))]
     if not found:
         return ""
@@ -319,7 +319,7 @@ def status(executed: Sequence[Executed], recorded: Sequence[str]) -> str:
         started, torch = info.get("started", "committed outputs"), info.get("versions", {}).get("torch", "")
         rows.append([link, fresh, kept_runs, started, seconds, slowest, torch])
         devices.add(info.get("device", ""))
-        agreements.append(f"* {link}: {stability.summary(int(slug[:2]), stamp) or 'no other passes are recorded.'}")
+        agreements.append(f"* {link}: {stability.summary(int(slug[:2]), stamp) or 'no passes are recorded.'}")
     kept = [column for column in zip(*rows, strict=True) if set(column[2:]) != {"not kept"}]
     lines += [f"| {' | '.join(row)} |" for row in zip(*kept, strict=True)]
     lines += ["", f"Run on: {', '.join(sorted(devices - {''})) or 'not kept'}."]

@@ -64,7 +64,7 @@ class Agreement:
         return self.share >= AGREE and not self.flips and not self.failed_controls
 
     def __str__(self) -> str:
-        return f"{self.id} (here {self.expected}; other passes: {self.said})"
+        return f"{self.id} (here {self.expected}; passes: {self.said})"
 
 
 def path_of(number: int) -> Path:
@@ -188,7 +188,7 @@ def temper(rows: Sequence[dict[str, Any]], number: int) -> None:
     for row in rows:
         found, one = row["scales"]["quick"], unstable.get(row["id"])
         if found and one:
-            found["rate"] = f"other passes: {one.said}"
+            found["rate"] = f"passes: {one.said}"
             found["verdict"] = INCONCLUSIVE if one.passes >= ENOUGH else found["verdict"]
 
 
@@ -203,7 +203,7 @@ def summary(number: int, stamp: str) -> str:
     flips = [one.id for one in found if one.flips]
     failed = [f"{one.id} in {one.failed_controls}" for one in found if one.failed_controls]
     code = "all with this code" if current == len(passes) else f"{current} with this very code, others with older"
-    text = f"Run again in {len(passes)} other pass{'es' if len(passes) > 1 else ''} ({', '.join(ways)}; {code}): "
+    text = f"Run again in {len(passes)} pass{'es' if len(passes) > 1 else ''} ({', '.join(ways)}; {code}): "
     text += f"{len(found) - len(unstable)} of {len(found)} verdicts agree in {AGREE:.0%} or more of them."
     if unstable:
         text += f" Less often: {'; '.join(map(str, unstable))}."
