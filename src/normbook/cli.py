@@ -293,7 +293,8 @@ def refresh(chapter: str, scale: str) -> int:
     choose("scale", scale, claims.SCALES)
     kept, worst = scale in sweep.KEPT, 0
     for path in list(claims.chapters().values()) if chapter == "all" else [claims.find(chapter)]:
-        click.echo(f"{path.stem}: {'judging' if kept else 'running'} at scale {scale}", err=True)
+        if not kept:
+            click.echo(f"{path.stem}: running at scale quick", err=True)
         failed = refreshed.from_records(path, scale) if kept else refreshed.by_running(path)
         if kept or not failed:
             click.echo(table(chapters.listing(path), scale))
