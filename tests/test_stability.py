@@ -62,6 +62,13 @@ def test_agreement_counts_every_disagreement(root):
     assert not b.flips and not b.stable and str(b) == "B (here reproduced; passes: 9 reproduced, 1 inconclusive)"
 
 
+def test_passes_of_a_design_with_another_number_of_seeds_do_not_count(root):
+    older = Verdict(INCONCLUSIVE, 1.0, 0.5, 1.5, 5, NOT_REPRODUCED)
+    stability.write(5, [one(0, A=verdict(REPRODUCED)), one(1, A=older)])
+    (a,) = stability.agreement(5)
+    assert (a.passes, a.share) == (1, 1)
+
+
 def test_pages_show_an_unstable_verdict_as_inconclusive_with_its_rate(root):
     def shown():
         rows = [{"id": key, "scales": {"quick": {"verdict": REPRODUCED}}} for key in "AB"]

@@ -166,12 +166,15 @@ def computing(way: str) -> Iterator[None]:
 
 
 def agreement(number: int) -> list[Agreement]:
-    """How far the passes of a chapter agree with its committed verdicts, a claim each; none without passes."""
+    """How far the passes of a chapter agree with its committed verdicts, a claim each; none without passes.
+
+    A verdict over another number of seeds is of an older design of its claim and does not count.
+    """
     passes = read(number)
     expected = (chapters.committed("quick", number) or {"verdicts": {}})["verdicts"]
     found = []
     for key, verdict in expected.items():
-        each = [one.verdicts[key] for one in passes if key in one.verdicts]
+        each = [one.verdicts[key] for one in passes if key in one.verdicts and one.verdicts[key].n == verdict.n]
         if each:
             kinds = [v.verdict for v in each]
             outcomes = {kind: kinds.count(kind) for kind in (REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE)}
