@@ -90,6 +90,19 @@ def test_a_tenth_of_each_class_is_for_validation_and_the_training_images_are_shu
     assert hashlib.sha256(order.astype(np.int64).tobytes()).hexdigest()[:16] == "61891c31a770657e"
 
 
+def test_of_held_out_images_too_any_first_n_are_a_sample_whatever_order_they_are_stored_in():
+    counts = dataset.Counts((100, 200), (100, 200))
+    _, labels, parts = counts.split()
+    assert (np.diff(labels[parts[2]]) >= 0).all()  # stored class by class
+    pixels = np.broadcast_to(labels[:, None, None, None], (600, 3, 2, 2)).astype(np.uint8)
+    one, again = (dataset.of_images("pets", pixels, counts, "hash", "cpu") for _ in range(2))
+    for part, n in ((one.validation, 30), (one.test, 300)):
+        assert len(part) == n and part.labels.sum() == n * 2 / 3
+        assert 0.5 < part.labels[: n // 2].double().mean() < 0.83
+        assert torch.equal(part.pixels[:, 0, 0, 0].long(), part.labels)
+    assert torch.equal(one.test.pixels, again.test.pixels)
+
+
 def test_each_channel_is_standardized_by_the_training_images_only(tmp_path):
     laid_out(tmp_path / "pets")
     pets = data.load(f"imagefolder:{tmp_path / 'pets'}")

@@ -74,6 +74,15 @@ def test_the_variance_shift_is_one_where_moving_and_real_variance_agree():
     assert torch.allclose(moving[0], real[0], rtol=0.1)
 
 
+def test_augmentation_alone_is_no_variance_shift():
+    still = replace(TINY, n_train=500, steps=80, lr=1e-6, augment=True, evaluate=(), measure=("variance_shift",))
+    moving, real = torch.tensor(train.run([still])[0]["curves"]["variance_shift"])[:, 1:].T
+    assert 0.96 < float((moving / real).mean()) < 1.04
+    plain = trained(still, seeds=(0,))
+    moving, real = inference.variance_shift(*plain, 1)
+    assert not 0.96 < float((moving / real).mean()) < 1.04  # measured on images that are not moved it looks like one
+
+
 def test_dropout_before_a_norm_makes_its_moving_variance_too_large():
     net, batches = trained(replace(TINY, dropout=0.7, dropout_at="before_norm", steps=40, lr=1e-6))
     moving, real = inference.variance_shift(net, batches, 2)

@@ -123,11 +123,12 @@ def test_the_picture_says_what_the_verdict_says(low, high, region):
 
 def test_pages_are_filled_with_verdicts_and_unknown_claims_are_refused():
     text = pages.fill("so it is [[XX-1a]].", [row()])
-    assert text == "so it is (XX-1a: [not reproduced]{.verdict-not-reproduced} -1 (-1.5 to -0.5) nats)."
+    assert text == "so it is (XX-1a: [not reproduced]{.verdict-not-reproduced} -1 (-1.5 to -0.5) nats, n = 6)."
     unstable = row()
     unstable["scales"]["quick"] |= {"verdict": "inconclusive", "rate": "not reproduced in 80% of 10 passes"}
     shown = (
-        "(XX-1a: [inconclusive]{.verdict-inconclusive} not reproduced in 80% of 10 passes; here -1 (-1.5 to -0.5) nats)"
+        "(XX-1a: [inconclusive]{.verdict-inconclusive} not reproduced in 80% of 10 passes; "
+        "here -1 (-1.5 to -0.5) nats, n = 6)"
     )
     assert pages.fill("[[XX-1a]]", [unstable]) == shown
     with pytest.raises(InputError, match="XX-2, which no chapter declares"):

@@ -20,8 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from normbook import data, grid, records, train
 from normbook.data import cache as caches
 from normbook.data.sources import default_folder
@@ -150,16 +148,14 @@ class Cluster:
 
     def _place(self, name: str) -> Place:
         """Put a dataset's decoded images [n, 3, h, w] (uint8) into Ray's store, from where a node takes them once."""
-        dataset = data.load(name)
-        parts = (dataset.train, dataset.validation, dataset.test)
-        train_, validation, test = (np.bincount(part.labels, minlength=dataset.classes) for part in parts)
+        dataset, path = data.load(name), data.places[name]
         images = caches.Images(
             "imagefolder" if name.startswith("imagefolder") else name.partition("@")[0],
             (),  # the classes' names: no run knows them
-            caches.Counts(tuple((train_ + validation).tolist()), tuple(test.tolist())),
-            np.concatenate([part.pixels.numpy() for part in parts]),
+            caches.counts_of(path),
+            caches.stored(path),
         )
-        return data.places[name], dataset.content_hash, [self.ray.put(images)]
+        return path, dataset.content_hash, [self.ray.put(images)]
 
     @contextlib.contextmanager
     def _plainly(self) -> Iterator[None]:

@@ -53,7 +53,7 @@ def badge(row: Row, found: dict[str, Any]) -> str:
 
 
 def fill(text: str, rows: Sequence[Row]) -> str:
-    """Put verdicts into a page: ``[[DS-8a]]`` becomes the id, the verdict and the interval at scale quick.
+    """Put verdicts into a page: ``[[DS-8a]]`` becomes the id, verdict, interval and n at scale quick.
 
     Raises:
         InputError: the page names a claim that no chapter has.
@@ -65,7 +65,8 @@ def fill(text: str, rows: Sequence[Row]) -> str:
             raise InputError(f"a page names the claim {match[1]}, which no chapter declares")
         row = known[match[1]]
         found = row["scales"]["quick"]
-        return f"({row['id']}: {badge(row, found) if found else 'not run'})"
+        said = f"{badge(row, found)}, n = {found['n']}" if found else "not run"
+        return f"({row['id']}: {said})"
 
     text = text.replace("<!-- overview -->", overview(rows)).replace(
         "<!-- stability -->", f"{totals(rows)}\n\n{how_sure()}"

@@ -80,6 +80,11 @@ FAULTS = (
         (DRAWN + "test_orders_differ_between_runs_and_between_epochs",),
     ),
     Fault(
+        "test-images-by-class", T, DATA, "torch.from_numpy(random.permutation(part))", "torch.from_numpy(part)",
+        "held-out images come class by class, so a test batch holds one class",
+        (IMAGES + "test_of_held_out_images_too_any_first_n_are_a_sample_whatever_order_they_are_stored_in",),
+    ),
+    Fault(
         "order-not-reshuffled", T, LOOP, "self.train, config.batch_size, order,",
         "self.train, config.batch_size, [torch.Generator().manual_seed(streams(c.seed)[1]) for c in self.configs],",
         "every epoch has the order of the first", (LOOPED,),

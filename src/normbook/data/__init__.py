@@ -5,10 +5,10 @@ images. Images are decoded once and kept, checked, as uint8.
 """
 
 from normbook.data.dataset import SPLIT_SEED, Dataset, Split
-from normbook.data.sampling import batches, relabel
+from normbook.data.sampling import augmented, batches, relabel
 from normbook.data.sources import fetch, is_name, load, locate, places, present, sized, use
 
 __all__ = [
-    "SPLIT_SEED", "Dataset", "Split", "batches", "fetch", "is_name", "load", "locate", "places", "present", "relabel",
-    "sized", "use",
+    "SPLIT_SEED", "Dataset", "Split", "augmented", "batches", "fetch", "is_name", "load", "locate", "places", "present",
+    "relabel", "sized", "use",
 ]  # fmt: skip

@@ -91,9 +91,24 @@ def read(path: Path, device: str = "cpu") -> Dataset:
     """Read and check a cache. The pixels are mapped: processes on one machine share the memory.
 
     Raises:
-        InputError: the cache is damaged: its content is not what was written.
+        InputError: as `stored`.
     """
     name, counts, expected = _description(path)
+    return of_images(name, stored(path), counts, expected, device)
+
+
+def counts_of(path: Path) -> Counts:
+    """How many images a cache has of each class. Raises InputError where its description is damaged."""
+    return _description(path)[1]
+
+
+def stored(path: Path) -> np.ndarray:
+    """The pixels [n, 3, h, w] (uint8) of a cache, mapped and checked, in the order of `Counts.split`.
+
+    Raises:
+        InputError: the cache is damaged: its content is not what was written.
+    """
+    _, counts, expected = _description(path)
     try:
         pixels = np.load(path, mmap_mode="c", allow_pickle=False)  # c: a change in memory never reaches the file
     except (OSError, ValueError, EOFError, SyntaxError) as error:
@@ -103,7 +118,7 @@ def read(path: Path, device: str = "cpu") -> Dataset:
         raise _damaged(path, f"it holds {pixels.dtype} {pixels.shape}")
     if content_hash(pixels, labels, parts) != expected:
         raise _damaged(path, "its content and its hash differ")
-    return of_images(name, np.asarray(pixels), counts, expected, device)
+    return np.asarray(pixels)
 
 
 def _description(path: Path) -> tuple[str, Counts, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -138,14 +139,17 @@ def of_images(name: str, pixels: np.ndarray, counts: Counts, found_hash: str, de
     """The dataset of colour images [n, 3, h, w] (uint8) that stand in the order of ``counts.split()``.
 
     They stay uint8 on the device; each channel is standardized by its mean and standard deviation over the training
-    images. They are mirrored and shifted by up to an eighth of their height: 4 pixels of 32.
+    images. They are mirrored and shifted by up to an eighth of their height: 4 pixels of 32. Of validation and test
+    images, too, any first n are a sample: stored class by class, they are dealt out here, always in the same way.
     """
     _, labels, parts = counts.split()
     on_device = torch.from_numpy(pixels).to(device)
     targets = torch.from_numpy(labels.astype(np.int64)).to(device)
     mean, std = (torch.from_numpy(x.astype(np.float32)).view(-1, 1, 1).to(device) for x in moments(pixels[parts[0]]))
-    edges = [(part[0], part[-1] + 1) for part in parts]
-    train, validation, test = (Split(on_device[a:b], targets[a:b], mean, std) for a, b in edges)
+    random = np.random.RandomState(SPLIT_SEED)
+    taken: list[Any] = [slice(parts[0][0], parts[0][-1] + 1)]  # a slice shares the memory of the mapped file
+    taken += [torch.from_numpy(random.permutation(part)).to(device) for part in parts[1:]]
+    train, validation, test = (Split(on_device[index], targets[index], mean, std) for index in taken)
     shape = (pixels.shape[1], pixels.shape[2], pixels.shape[3])
     return Dataset(name, len(counts.train), shape, found_hash, train, validation, test, pad=shape[1] // 8, flip=True)
 

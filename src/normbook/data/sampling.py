@@ -29,13 +29,7 @@ def batches(
     """
     n = len(split)
     index = torch.stack([torch.randperm(n, generator=g, device=g.device) for g in order], dim=1)
-    shifts = None
-    if augmentation is not None:
-        # one draw an epoch and run: row and column shift of the crop, and whether to mirror
-        high = 2 * pad + 1
-        shifts = torch.stack(
-            [torch.randint(high * high * 2, (n,), generator=g, device=g.device) for g in augmentation], dim=1
-        )
+    shifts = _draw(n, augmentation, pad) if augmentation is not None else None
     for start in range(0, n - batch_size + 1, batch_size):
         part = index[start : start + batch_size]
         images = split.take(part)
@@ -60,6 +54,18 @@ def relabel(labels: Tensor, classes: int, share: float, seeds: Sequence[int]) ->
         column[chosen.to(labels.device)] = drawn.to(labels.device)
         columns.append(column)
     return torch.stack(columns, dim=1)
+
+
+def augmented(images: Tensor, generators: Sequence[torch.Generator], pad: int, flip: bool) -> Tensor:
+    """The images [batch, M, channels, height, width] shifted, and with ``flip`` mirrored, at random: M generators."""
+    return _augment(images, _draw(len(images), generators, pad), pad, flip)
+
+
+def _draw(n: int, generators: Sequence[torch.Generator], pad: int) -> Tensor:
+    """[n, M]: row and column shift of an image's crop, and whether to mirror it, in one number."""
+    high = 2 * pad + 1
+    draws = [torch.randint(high * high * 2, (n,), generator=g, device=g.device) for g in generators]
+    return torch.stack(draws, dim=1)
 
 
 def _augment(images: Tensor, draw: Tensor, pad: int, flip: bool) -> Tensor:

@@ -189,7 +189,8 @@ def run(configs: Sequence[Config], device: str = "cpu") -> list[dict[str, Any]]:
     losses, first_bad = training.losses.cpu().numpy(), training.first_bad.cpu().numpy()
     moving = real = None
     if "variance_shift" in config.measure:
-        moving, real = inference.variance_shift(training.net, _chunks(training, config.batch_size), len(configs))
+        shown = _chunks(training, config.batch_size, config.augment)  # as in training: else its lack is a shift too
+        moving, real = inference.variance_shift(training.net, shown, len(configs))
     final = _evaluate(training)
     seconds = (time.perf_counter() - clock) / len(configs)
     results = []
@@ -241,11 +242,14 @@ def batch_losses(net: nn.Module, images: Tensor, labels: Tensor, precision: str 
     return loss.view(batch, members).mean(0)
 
 
-def _chunks(training: Training, size: int) -> Iterator[Tensor]:
+def _chunks(training: Training, size: int, augment: bool = False) -> Iterator[Tensor]:
     """The training images in full batches of ``size``, the same for all runs, as the network takes them."""
+    random = torch.Generator(training.device).manual_seed(0)
     for start in range(0, len(training.train) // size * size, size):
-        part = training.train.take(slice(start, start + size))
-        yield net_input(part[:, None].expand(-1, training.net.members, -1, -1, -1))
+        images = training.train.take(slice(start, start + size))[:, None]
+        if augment:
+            images = data.augmented(images, [random], training.dataset.pad, training.dataset.flip)
+        yield net_input(images.expand(-1, training.net.members, -1, -1, -1))
 
 
 def _evaluate(training: Training) -> dict[str, Tensor]:
