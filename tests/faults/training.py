@@ -85,6 +85,11 @@ FAULTS = (
         (IMAGES + "test_of_held_out_images_too_any_first_n_are_a_sample_whatever_order_they_are_stored_in",),
     ),
     Fault(
+        "shift-of-plain-images", T, LOOP, "_chunks(training, config.batch_size, config.augment)",
+        "_chunks(training, config.batch_size)", "the variance shift is measured on images that are not augmented",
+        ("tests/test_inference.py::test_augmentation_alone_is_no_variance_shift",),
+    ),
+    Fault(
         "order-not-reshuffled", T, LOOP, "self.train, config.batch_size, order,",
         "self.train, config.batch_size, [torch.Generator().manual_seed(streams(c.seed)[1]) for c in self.configs],",
         "every epoch has the order of the first", (LOOPED,),
@@ -186,8 +191,8 @@ FAULTS = (
         (TESTS + "test_label_noise_is_each_runs_own_and_training_measures_on_the_noisy_labels",),
     ),
     Fault(
-        "augmentation-shared", T, SAMPLING, "(n,), generator=g, device=g.device) for g in augmentation",
-        "(n,), generator=augmentation[0].clone_state(), device=g.device) for g in augmentation",
+        "augmentation-shared", T, SAMPLING, "(n,), generator=g, device=g.device) for g in generators",
+        "(n,), generator=generators[0].clone_state(), device=g.device) for g in generators",
         "all runs have the same shifts",
         (DRAWN + "test_augmentation_differs_between_runs_and_epochs_and_is_reproducible",),
     ),
