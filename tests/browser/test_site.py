@@ -137,7 +137,8 @@ def test_the_scoreboard_filters_and_sorts_by_keyboard(opened):
     everything = page.evaluate(shown)
     page.get_by_label("words").focus()
     page.keyboard.type("DS-14")
-    assert [text.split()[0] for text in page.evaluate(shown)] == ["DS-14a", "DS-14b", "DS-14c", "DS-14d"]
+    found = [text.split()[0] for text in page.evaluate(shown)]  # a claim has a row for each scale that is judged
+    assert [*dict.fromkeys(found)] == ["DS-14a", "DS-14b", "DS-14c", "DS-14d"]
     page.get_by_label("words").fill("")
     page.get_by_label("verdict").select_option("inconclusive")
     assert 0 < len(page.evaluate(shown)) < len(everything)
