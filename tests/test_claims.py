@@ -165,6 +165,15 @@ def test_a_claim_whose_values_lie_in_the_region_is_reproduced_and_its_control_mu
     assert (verdict.ci_low, verdict.ci_high) == pytest.approx(interval(ABOVE, "t")[1:])
 
 
+def test_a_verdict_tells_a_control_from_another_with_the_same_verdict():
+    lower, higher = [x - 1e-9 for x in BELOW], [x + 1e-9 for x in ABOVE]
+    for values in (ABOVE, AROUND, BELOW):
+        one = vars(judge_one(claim(), values, BELOW, ABOVE))
+        for changed, controls in (("control_estimate", (lower, ABOVE)), ("planted_estimate", (BELOW, higher))):
+            other = vars(judge_one(claim(), values, *controls))
+            assert {key for key in one if one[key] != other[key]} == {changed}
+
+
 @pytest.mark.parametrize("control, counted", [(ABOVE, YES), (AROUND, OPEN)])
 def test_a_control_that_does_not_come_out_not_reproduced_fails(control, counted):
     for values in (ABOVE, AROUND):
@@ -269,7 +278,8 @@ def test_the_bundle_of_a_judgement_holds_what_verdicts_json_needs():
     bundle = judged()._repr_mimebundle_()
     one = bundle[claims.MIME]["verdicts"]["X-1"]
     assert bundle[claims.MIME]["scale"] == "quick" and bundle["text/markdown"] == judged().table
-    assert set(one) == {"verdict", "estimate", "ci_low", "ci_high", "n", "control_verdict"}
+    kept = "verdict estimate ci_low ci_high n control_verdict control_estimate planted_estimate"
+    assert set(one) == set(kept.split())
     assert json.loads(json.dumps(bundle)) == bundle
 
 

@@ -184,21 +184,21 @@ def test_a_chapter_gets_the_place_of_the_data_as_an_absolute_path(monkeypatch, c
         assert code == 3 and "ZeroDivisionError" in err and seen[-1]["data"] == meant
 
 
-@pytest.mark.parametrize("same", [True, False])
-def test_a_refresh_that_finds_the_same_numbers_keeps_the_passes_of_the_chapter_current(monkeypatch, capsys, same):
+@pytest.mark.parametrize("other", ["", "estimate", "control_estimate", "planted_estimate"])
+def test_a_refresh_that_finds_the_same_numbers_keeps_the_passes_of_the_chapter_current(monkeypatch, capsys, other):
     path = claims.find("4")
     notebook, old = nbformat.read(path, as_version=4), chapters.committed("quick", 4)
     notebook.metadata["normbook"]["stamp"] = "new"
     verdicts = dict(old["verdicts"])
-    if not same:
+    if other:
         first = next(iter(verdicts))
-        verdicts[first] = replace(verdicts[first], estimate=verdicts[first].estimate * (1 + 1e-15) + 1e-300)
+        verdicts[first] = replace(verdicts[first], **{other: verdicts[first].estimate * (1 + 1e-15) + 1e-300})
     monkeypatch.setattr(chapters, "execute", lambda *_: chapters.Executed(path, notebook, verdicts))
     monkeypatch.setattr(chapters, "write_text", lambda *_: None)
     carried = []
     monkeypatch.setattr(stability, "carry", lambda *given: carried.append(given))
     assert call(monkeypatch, capsys, "refresh", "4")[0] == 0
-    assert carried == ([(4, old["stamp"], "new")] if same else [])
+    assert carried == ([] if other else [(4, old["stamp"], "new")])
 
 
 # ---- the scales whose records are kept

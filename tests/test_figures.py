@@ -9,6 +9,7 @@ import pytest
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.colors import to_rgb
 
 from normbook import claims, figures, models
 
@@ -77,6 +78,25 @@ def test_a_note_is_written_below_and_takes_nothing_from_the_axes(drawn, monkeypa
     lines = drawn.get_supxlabel().split("\n")
     assert lines[0].startswith("n = 9 seeds;") and len(lines) > 1
     assert drawn.get_figheight() - high == pytest.approx(0.17 * len(lines) + 0.05)
+
+
+@pytest.mark.parametrize("shade", [*figures.COLORS.values(), "#FFFF00", "#FFFFFF"])
+def test_letters_are_dark_enough_to_read_and_keep_their_hue(drawn, shade):
+    text = drawn.axes[0].text(0, 0, "a name", color=shade)
+    figures.darken_letters(drawn)
+    before, after = (np.array(to_rgb(c)) for c in (shade, text.get_color()))
+    pale = 1.05 / (luminance(before) + 0.05) < 4.5
+    if shade == "#FFFFFF" or not pale:
+        assert (after == before).all()
+    else:
+        assert 1.05 / (luminance(after) + 0.05) == pytest.approx(4.5, abs=0.05)
+        assert (np.argsort(after) == np.argsort(before)).all() and (after < before + 1e-9).all()
+
+
+def luminance(rgb):
+    """Relative luminance as WCAG 2.2 defines it."""
+    return sum(w * (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4)
+               for w, c in zip((0.2126, 0.7152, 0.0722), rgb, strict=True))  # fmt: skip
 
 
 def test_half_width_is_that_of_the_claims_interval_and_missing_where_it_has_no_meaning():

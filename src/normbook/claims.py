@@ -71,7 +71,10 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How one claim came out. ``control_verdict`` is that of the planted effect where the claim is not reproduced."""
+    """How one claim came out. ``control_verdict`` is that of the planted effect where the claim is not reproduced.
+
+    The estimates of both say which they were: a control that was exchanged may have the same verdict. None: not kept.
+    """
 
     verdict: str
     estimate: float
@@ -79,6 +82,8 @@ class Verdict:
     ci_high: float
     n: int
     control_verdict: str
+    control_estimate: float | None = None
+    planted_estimate: float | None = None
 
     @property
     def control_holds(self) -> bool:
@@ -141,12 +146,12 @@ def judge_one(
         return compare(claim.region, found[1], found[2]), found
 
     verdict, (estimate, low, high) = verdict_of(values)
-    negative = verdict_of(control)[0]
-    if verdict == NOT_REPRODUCED:
-        counted = "none planted" if planted is None else verdict_of(planted)[0]
-    else:
-        counted = negative
-    return Verdict(verdict, estimate, low, high, claim.n, counted)
+    negative, (control_estimate, *_) = verdict_of(control)
+    effect, planted_estimate = "none planted", None
+    if planted is not None:
+        effect, (planted_estimate, *_) = verdict_of(planted)
+    counted = effect if verdict == NOT_REPRODUCED else negative
+    return Verdict(verdict, estimate, low, high, claim.n, counted, control_estimate, planted_estimate)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ from IPython.display import display
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter
 from PIL import Image
 
@@ -122,6 +124,7 @@ def show(fig: Figure, alt: str, note: str = "") -> None:
         lines = textwrap.wrap(note, int(14.5 * wide))
         fig.set_size_inches(wide, high + 0.17 * len(lines) + 0.05)
         fig.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=9.5, color="#666666")
+    darken_letters(fig)
     drawn, buffer = io.BytesIO(), io.BytesIO()
     fig.savefig(drawn, format="png", dpi=DPI)
     plt.close(fig)
@@ -129,6 +132,25 @@ def show(fig: Figure, alt: str, note: str = "") -> None:
     width = int(fig.get_size_inches()[0] * 100)
     data = {"image/png": base64.b64encode(buffer.getvalue()).decode(), "text/plain": alt, "text/csv": numbers}
     display(data, metadata={"image/png": {"alt": alt, "width": width}}, raw=True)  # type: ignore[no-untyped-call]
+
+
+def darken_letters(fig: Figure) -> None:
+    """Darken letters that are too pale on white: WCAG 2.2, 1.4.3, asks for a contrast of 4.5, lines may have less.
+
+    The hue stays, so a name is still its line's. White letters stay: they stand on something dark.
+    """
+    brightest = 1.05 / 4.5 - 0.05  # relative luminance
+    for text in fig.findobj(Text):
+        assert isinstance(text, Text)
+        rgb = np.array(to_rgb(text.get_color()))
+        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+        luminance = float(linear @ (0.2126, 0.7152, 0.0722))
+        if brightest < luminance < 0.99:
+            linear *= brightest / luminance
+            red, green, blue = np.where(
+                linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055
+            ).tolist()
+            text.set_color((red, green, blue))
 
 
 ROWS = 600  # of a figure's table; of longer lines every second, third ... point is kept

@@ -68,13 +68,20 @@ FAULTS = (
         (ASKED + "test_records_come_in_the_order_of_the_configurations_and_may_be_asked_for_twice",),
     ),
     Fault(
-        "control-not-run", J, CLAIMS, "negative = verdict_of(control)[0]", "negative = NOT_REPRODUCED",
+        "control-not-run", J, CLAIMS, "negative, (control_estimate, *_) = verdict_of(control)",
+        "negative, control_estimate = NOT_REPRODUCED, float(np.mean(control))",
         "the control is never judged", (CONTROL,),
     ),
     Fault(
-        "planted-not-run", J, CLAIMS, '"none planted" if planted is None else verdict_of(planted)[0]', "REPRODUCED",
+        "planted-not-run", J, CLAIMS, "effect, (planted_estimate, *_) = verdict_of(planted)",
+        "effect, planted_estimate = REPRODUCED, float(np.mean(planted))",
         "the planted effect is never judged",
         (TESTS + "test_a_claim_that_is_not_reproduced_needs_a_planted_effect_that_is",),
+    ),
+    Fault(
+        "control-exchanged", J, CLAIMS, "claim.n, counted, control_estimate, planted_estimate)", "claim.n, counted)",
+        "passes with an older control are taken for passes with a new one whose verdict is the same",
+        (TESTS + "test_a_verdict_tells_a_control_from_another_with_the_same_verdict",),
     ),
     Fault(
         "control-always-holds", J, CLAIMS,
