@@ -112,7 +112,7 @@ def how_sure() -> str:
     shaky, passes = sum(not one.stable for one in found), sorted({one.passes for one in found})
     times = f"{passes[0]} to {passes[-1]}" if passes[1:] else f"{passes[0]}"
     return (
-        f"Every chapter was also run at scale `quick` with other base seeds, {times} times. Of "
+        f"Every chapter was run at scale `quick` with other base seeds and in other ways, {times} times. Of "
         f"{len(found)} verdicts {len(found) - shaky} came out the same, with their controls, in at least "
         f"{stability.AGREE:.0%} of these passes. {flips or 'None'} turned from reproduced to not reproduced or back in "
         f"any pass. {{doc}}`status` lists the other {shaky} and says how often each agreed."
