@@ -1,4 +1,4 @@
-"""A small chapter with plans for all scales, records that were never trained, and a CUDA graph that needs no GPU."""
+"""A small chapter with plans for all scales, records never trained, image folders, a CUDA graph that needs no GPU."""
 
 import contextlib
 import json
@@ -6,7 +6,9 @@ from concurrent.futures import Future
 from dataclasses import asdict
 
 import nbformat
+import numpy as np
 import torch
+from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -159,6 +161,29 @@ def grids(monkeypatch, folder):
     (folder / "notebooks" / "05_skipinit.ipynb").write_text(json.dumps({"cells": cells}))
     monkeypatch.setattr(claims, "ROOT", folder)
     return folder
+
+
+COUNTS = {"train": {"cat": 10, "dog": 25}, "test": {"cat": 3, "dog": 4}}
+
+
+def picture(number, height=6, width=6):
+    """An image that no other number has."""
+    pixels = np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    pixels[0, 0] = number // 256, number % 256, 7
+    return pixels
+
+
+def laid_out(root, counts=COUNTS, height=6, width=6):
+    """An image folder of PNG files; its pixels by file name."""
+    found = {}
+    for part, classes in counts.items():
+        for label, n in classes.items():
+            (root / part / label).mkdir(parents=True)
+            for i in range(n):
+                name = f"{part}/{label}/{i:03}.png"
+                found[name] = picture(len(found), height, width)
+                Image.fromarray(found[name]).save(root / name)
+    return found
 
 
 class Tape(TorchDispatchMode):

@@ -12,7 +12,7 @@ import pytest
 from torchvision.datasets import CIFAR10
 
 from normbook import data
-from normbook.data import cifar10, sources
+from normbook.data import cifar10
 from normbook.errors import InputError
 
 NAMES = ["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"]
@@ -41,12 +41,8 @@ def packed(path, files):
 
 
 @pytest.fixture
-def files(tmp_path, monkeypatch):
+def files(monkeypatch, decoded):
     """The files of a small CIFAR-10, whose md5 torchvision expects."""
-    monkeypatch.setattr(sources, "default_folder", lambda: tmp_path / "cache")
-    monkeypatch.setattr(sources, "places", {})
-    sources._prepared.cache_clear()
-    sources._load.cache_clear()
     found = {name: batch(i) for i, name in enumerate(NAMES)}
     found["batches.meta"] = pickle.dumps({"label_names": CLASSES}, protocol=2)
     listed = [[name, md5(found[name])] for name in NAMES]

@@ -145,17 +145,12 @@ def test_open_says_where_the_book_is_if_no_browser_opened(monkeypatch, capsys, t
 
 
 @pytest.fixture
-def pets(monkeypatch, tmp_path):
+def pets(monkeypatch, tmp_path, decoded):
     """An image folder `pets` in the current folder, and a default folder of our own."""
     import numpy as np
     from PIL import Image
 
-    from normbook.data import sources
-
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sources, "default_folder", lambda: tmp_path / "cache")
-    monkeypatch.setattr(sources, "places", {})
-    sources._prepared.cache_clear()
     for i, name in enumerate(f"{part}/{label}/{n}.png" for part in ("train", "test") for label in "ab" for n in "123"):
         (tmp_path / "pets" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((8, 8, 3), 20 * i, np.uint8)).save(tmp_path / "pets" / name)

@@ -3,15 +3,14 @@
 import pytest
 
 from normbook import data
-from normbook.data import images, sources
+from normbook.data import images
 from normbook.errors import InputError
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def here(tmp_path, monkeypatch, decoded):
     """A current folder with an image folder, a folder that holds archives, an empty one and a file."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sources, "default_folder", lambda: tmp_path / "cache")
     for folder in ("pets/train", "pets/test", "empty", "both", "jpeg", "decoded", "a:b/train"):
         (tmp_path / folder).mkdir(parents=True)
     for name in ("both/cifar-10-python.tar.gz", "both/cifar10-jpeg.tar.gz", "jpeg/cifar10-jpeg.tar.gz", "other.tar.gz",

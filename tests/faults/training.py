@@ -237,7 +237,7 @@ FAULTS = (
     Fault(
         "decoded-not-checked", T, "data/cache.py", "if content_hash(pixels, labels, parts) != expected:", "if False:",
         "decoded images that changed on the disk are trained on",
-        (IMAGES + "test_damaged_decoded_images_are_one_line_that_says_what_to_remove",),
+        ("tests/test_cache.py::test_damaged_decoded_images_are_one_line_that_says_what_to_remove",),
     ),
     Fault(
         "any-archive", T, "data/images.py", "if sha256_of(path) != JPEG_ARCHIVE:", "if False:",
