@@ -50,7 +50,7 @@ def test_a_long_card_counts_the_verdicts_and_folds_away_what_is_reproduced():
     rows = [{**ROW, "id": f"XX-{i}", "scales": {**ROW["scales"], "quick": held}} for i in range(2, 15)]
     card = book.card([*rows, ROW], {})
     assert "**14 claims at scale quick: 13 reproduced, 1 not reproduced.**" in card
-    before, folded = card.split("````{dropdown} The 13 reproduced claims")
+    before, folded = card.split("````{dropdown} The 13 claims reproduced at every scale")
     assert "XX-1a" in before and "XX-2]" not in before
     assert all(f"[XX-{i}]" in folded for i in range(2, 15)) and "XX-1a" not in folded
     assert "dropdown" not in book.card(rows[:12], {})

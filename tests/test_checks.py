@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def check(folder, *arguments):
-    command = [sys.executable, "-m", "normbook", "check", *arguments]
+    # -P: as for the program `normbook`, the current folder is not where Python looks by itself
+    command = [sys.executable, "-P", "-m", "normbook", "check", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
@@ -22,7 +23,7 @@ def check(folder, *arguments):
 def test_layers_that_are_right_hold(tmp_path, norm):
     done = check(tmp_path, "--norm", norm, "layers")
     assert done.returncode == 0, done.stdout
-    assert re.search(r"^6\d hold, 0 do not, 0 were not checked", done.stdout, re.M)
+    assert re.search(r"^78 hold, 0 do not, 0 were not checked", done.stdout, re.M)
 
 
 def test_the_faulty_layer_of_the_book_does_not_hold(tmp_path):

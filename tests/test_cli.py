@@ -9,7 +9,6 @@ import nbformat
 import pytest
 
 from normbook import chapters, claims, cli, stability, train
-from normbook.claims import Claim, Verdict
 
 
 def call(monkeypatch, capsys, *arguments):
@@ -41,37 +40,6 @@ def test_claims_as_json_has_the_contracts_fields_for_every_claim(monkeypatch, ca
         )
         assert row["scales"]["quick"]["code_current"] is True
         assert all(row["scales"][scale] is None or row["scales"][scale]["n"] for scale in ("cifar", "paper"))
-
-
-CLAIM = Claim("XX-1", "one", "here", "a number", "nats", (0, None), "none", 5)
-
-
-def found(monkeypatch, tmp_path, verdict, control, expected):
-    """Exit code of `normbook run` for a chapter whose one claim comes out as given."""
-    executed = chapters.Executed(tmp_path, None, {"XX-1": Verdict(verdict, 1.0, 0.5, 1.5, 5, control)})
-    rows = [chapters.entry(CLAIM, 5, {"quick": {"verdict": verdict, "expected": expected, "control_verdict": control}})]
-    return cli._compare(rows, "quick", executed)
-
-
-@pytest.mark.parametrize(
-    ("verdict", "control", "expected", "code"),
-    [
-        ("reproduced", "not reproduced", "reproduced", 0),
-        ("not reproduced", "reproduced", "not reproduced", 0),
-        ("inconclusive", "not reproduced", "inconclusive", 0),
-        ("reproduced", "not reproduced", None, 0),
-        ("inconclusive", "not reproduced", "reproduced", 1),
-        ("not reproduced", "reproduced", "reproduced", 1),
-        ("reproduced", "reproduced", "reproduced", 1),
-        ("reproduced", "inconclusive", "reproduced", 1),
-        ("not reproduced", "not reproduced", "not reproduced", 1),
-        ("not reproduced", "none planted", "not reproduced", 1),
-    ],
-)
-def test_exit_code_is_1_when_a_verdict_differs_or_a_control_fails(
-    verdict, control, expected, code, monkeypatch, tmp_path
-):
-    assert found(monkeypatch, tmp_path, verdict, control, expected) == code
 
 
 def test_a_crashed_chapter_is_exit_code_3(monkeypatch, capsys, tmp_path):
@@ -121,14 +89,6 @@ def test_help_names_the_commands(monkeypatch, capsys):
     assert len(listed) == len(cli.commands.commands)  # one line each
     assert all(f"\n    {code} " in out for code in (0, 1, 2, 3, 130, 141))
     assert all(f"\n    {scale} " in out for scale in (*claims.SCALES, "tiny"))
-
-
-def test_an_exact_claim_and_one_without_a_unit_read_as_text():
-    found = {"verdict": "reproduced", "estimate": 2e-16, "ci_low": 2e-16, "ci_high": 2e-16, "n": 1,
-             "control_verdict": "not reproduced"}  # fmt: skip
-    row = {"id": "XX-1", "estimator": "exact", "unit": "", "region": [None, 1e-8], "scales": {"quick": found}}
-    assert "2e-16 (exact), region < 1e-08, n = 1" in cli.table([row])
-    assert "2e-16 (2e-16 to 2e-16) nats, region" in cli.table([row | {"estimator": "t", "unit": "nats"}])
 
 
 def test_open_says_where_the_book_is_if_no_browser_opened(monkeypatch, capsys, tmp_path):
@@ -221,7 +181,9 @@ def test_scale_cifar_runs_what_is_missing_and_judges(monkeypatch, capsys, small,
     names = {path.name for path in records.glob("*.json")}
     assert len(small) == len(names) and 6 + 4 + 10 <= len(names) <= 6 + 6 + 10
     small.clear()
-    assert call(monkeypatch, capsys, *RUN, "cifar")[1] == out and small == []
+    with monkeypatch.context() as patch:  # what is complete needs no data set, which may be elsewhere
+        patch.setattr(cli.datasets, "load", lambda *_: pytest.fail("the data set is not needed"))
+        assert call(monkeypatch, capsys, *RUN, "cifar")[1] == out and small == []
     for name in sorted(names)[::2]:  # as if it had been interrupted
         (records / name).unlink()
     assert call(monkeypatch, capsys, *RUN, "cifar")[:2] == (0, out)

@@ -131,6 +131,9 @@ def test_pages_are_filled_with_verdicts_and_unknown_claims_are_refused():
         "here -1 (-1.5 to -0.5) nats, n = 6)"
     )
     assert pages.fill("[[XX-1a]]", [unstable]) == shown
+    unstable["scales"]["cifar"] = row()["scales"]["quick"] | {"verdict": "reproduced"}
+    also = "; [reproduced]{.verdict-reproduced} at scale `cifar`)"
+    assert pages.fill("[[XX-1a]]", [unstable]) == shown[:-1] + also
     with pytest.raises(InputError, match="XX-2, which no chapter declares"):
         pages.fill("[[XX-2]]", [row()])
 
@@ -146,6 +149,12 @@ def test_the_index_refutes_what_is_refuted_and_shows_every_claim(all_rows):
         for key in re.findall(r"\[\[([\w-]+)\]\]", sentence):
             expected = next((v for words, v in said.items() if re.search(words, sentence)), claims.REPRODUCED)
             assert verdicts[key] == expected, f"the first page is wrong about {key}"
+    known = {one["id"]: {found["verdict"] for _, _, found in pages.judged([one])} for one in all_rows}
+    for point in re.split(r"^\* ", text, flags=re.M)[1:]:
+        turned = [
+            key for key in re.findall(r"\[\[([\w-]+)\]\]", point) if {"reproduced", "not reproduced"} <= known[key]
+        ]
+        assert not turned or "CIFAR-10" in point, f"the first page does not say that {turned} come out otherwise there"
     signs = re.findall(r'<span class="sign-([\w-]+)"', pages.fill(text, all_rows))
     assert sorted(signs) == sorted(v.replace(" ", "-") for v in verdicts.values())
     assert re.search(r"Of \d+ verdicts \d+ came out the same", pages.fill(text, all_rows))
@@ -163,6 +172,9 @@ def test_the_index_counts_verdicts_at_each_scale_and_names_the_few_that_differ(m
     assert "2 of them are judged again: 1 verdicts are as at `quick`, 1 differ: " in said
     assert said.endswith("{doc}`XX-3 </notebooks/05_skipinit>` not reproduced at `quick`, reproduced at `cifar`.")
     monkeypatch.setattr(pages, "FEW_IDS", 0)
+    said = pages.totals([row(), same, other])
+    assert "1 differ; 1 turn from reproduced to not reproduced or back: {doc}`XX-3 </notebooks/05_skipinit>`." in said
+    other["scales"]["cifar"]["verdict"] = "inconclusive"
     assert pages.totals([row(), same, other]).endswith("1 differ.")
     assert "cifar" not in pages.totals([row()])
 

@@ -187,7 +187,8 @@ def card(rows: list[dict[str, Any]], info: dict[str, Any], agreement: str = "") 
         if first:
             body += f"\n\n{_card_table(first, recorded)}"
         if rest:
-            body += f"\n\n````{{dropdown}} The {len(rest)} reproduced claims\n{_card_table(rest, recorded)}\n````"
+            folded = f"The {len(rest)} claims reproduced at every scale\n{_card_table(rest, recorded)}"
+            body += f"\n\n````{{dropdown}} {folded}\n````"
     seconds = f" It took {info['seconds']:.0f} s" if "seconds" in info else " It ran"
     ran = f"{seconds} on {info.get('cores', '?')} cores of: {info['device']}." if "device" in info else ""
     if "seconds" not in info and "device" in info:

@@ -169,15 +169,15 @@ class Judgement:
 
     @property
     def table(self) -> str:
-        """Estimates and intervals as a Markdown table."""
-        rows = ["| id | verdict | quantity | estimate | interval | region |", "|---|---|---|---|---|---|"]
+        """Estimates and intervals as a Markdown table; the quantity last, so that a phone shows the numbers."""
+        rows = ["| id | verdict | estimate | interval | region | quantity |", "|---|---|---|---|---|---|"]
         for claim in self.claims:
             v = self.verdicts[claim.id]
             span = "exact" if claim.estimator == "exact" else f"{number(v.ci_low)} to {number(v.ci_high)}, n = {v.n}"
             quantity = claim.quantity.replace("|", "\\|")  # else the cell ends there
             rows.append(
-                f"| {claim.id} | {v.verdict} | {quantity} | {number(v.estimate)} {claim.unit} | {span} "
-                f"| {region_text(claim.region)} |"
+                f"| {claim.id} | {v.verdict} | {number(v.estimate)} {claim.unit} | {span} "
+                f"| {region_text(claim.region)} | {quantity} |"
             )
         return "\n".join(rows)
 

@@ -15,11 +15,23 @@ import sys
 import traceback
 import webbrowser
 from pathlib import Path
-from typing import Any
 
 import click
 
-from normbook import __version__, chapters, claims, cluster, manual, norms, plan, probed, sweep, train
+from normbook import (
+    __version__,
+    chapters,
+    claims,
+    cluster,
+    manual,
+    norms,
+    plan,
+    probed,
+    report,
+    stability,
+    sweep,
+    train,
+)
 from normbook import data as datasets
 from normbook.errors import InputError, choose
 
@@ -92,7 +104,9 @@ def run(
         return 0
     if scale in sweep.KEPT:  # what is wrong with the runs or with their data is said before a folder is made
         keep = {path: sweep.only(only, [*one.scan, *one.runs]) for path, one in declared.items()}
-        for name in {config.data for one in declared.values() for config in (*one.scan, *one.runs)}:
+        place = _place(scale, out or Path(RESULTS), out)
+        lacking = {path: one for path, one in declared.items() if not _complete(one, place)}
+        for name in {config.data for one in lacking.values() for config in (*one.scan, *one.runs)}:
             datasets.load(name)
     folder = _folder(out)
     if device == "auto" and here == "cpu" and not on:
@@ -102,54 +116,40 @@ def run(
         click.echo(f"{path.stem}: running at scale {scale}, base seed {seed}", err=True)
         if scale in sweep.KEPT:
             place = _place(scale, folder, out)
-            with cluster.connect(on, there) if on else contextlib.nullcontext() as engine:
-                sweep.train(declared[path], place, keep[path], device=here, engine=engine)
+            place.mkdir(parents=True, exist_ok=True)
+            if path in lacking:
+                with cluster.connect(on, there) if on else contextlib.nullcontext() as engine:
+                    sweep.train(declared[path], place, keep[path], device=here, engine=engine)
             if only:
                 view = plan.outlook(declared[path], place)
                 click.echo(f"{path.stem}: {len(view.there):,} of {len(view.runs):,} runs are recorded in {place}")
                 continue
-            probed.measure(probed.of(declared[path], place), probed.place(place))
+            if path in lacking:
+                probed.measure(probed.of(declared[path], place), probed.place(place))
         executed = chapters.execute(path, folder / path.stem, parameters)
         rows = chapters.listing(path, executed)
         if not executed.verdicts:  # the recorded verdicts are not of this run
             rows = [row | {"scales": dict.fromkeys(row["scales"])} for row in rows]
         chapters.write_text(folder / path.stem / "verdicts.json", json.dumps(rows, indent=1) + "\n")
         if as_json or executed.verdicts:
-            click.echo(json.dumps(rows, indent=1) if as_json else table(rows, scale))
-        worst = max(worst, _compare(rows, scale, executed))
+            click.echo(json.dumps(rows, indent=1) if as_json else report.table(rows, scale))
+        others = stability.agreement(declared[path].number) if seed and scale == "quick" else []
+        failed = (chapters.committed(scale, declared[path].number) or {}).get("controls_failed", [])
+        worst = max(worst, report.differs(rows, scale, executed, {one.id: one for one in others}, failed))
     return worst
 
 
+def _complete(chapter: claims.Chapter, place: Path) -> bool:
+    """Whether all its runs and measurements are recorded, so that no data set is needed."""
+    view = plan.outlook(chapter, place)
+    return len(view.there) == len(view.runs) and not probed.lacking(probed.of(chapter, place), probed.place(place))
+
+
 def _place(scale: str, folder: Path, out: Path | None) -> Path:
-    """The folder for a scale's records, made if need be: in a given folder, else in the checkout."""
-    if out is not None or not (claims.ROOT / "pyproject.toml").exists():  # an installed package is no place for them
-        (folder / "records").mkdir(exist_ok=True)
-    place = sweep.place(scale, folder)
-    place.mkdir(parents=True, exist_ok=True)
-    return place
-
-
-def _compare(rows: list[dict[str, Any]], scale: str, executed: chapters.Executed) -> int:
-    """Say what differs from the expected verdicts; 1 if anything does."""
-    if not executed.verdicts:
-        what = "no claim has all its runs yet" if scale in sweep.KEPT else "judges nothing"
-        click.echo(f"scale {scale} {what}", err=True)
-        return 0
-    differs = 0
-    for row in rows:
-        found = row["scales"][scale]
-        if found is None:
-            continue
-        if found["expected"] not in (None, found["verdict"]):
-            click.echo(f"{row['id']}: {found['verdict']}, expected {found['expected']}", err=True)
-            differs = 1
-        if not executed.verdicts[row["id"]].control_holds:
-            what = "planted effect" if found["verdict"] == claims.NOT_REPRODUCED else "negative control"
-            click.echo(f"{row['id']}: its {what} failed ({found['control_verdict']})", err=True)
-            differs = 1
-    if not differs:
-        click.echo("all verdicts as expected, all controls hold", err=True)
-    return differs
+    """The folder for a scale's records: in a given folder, else in the checkout."""
+    # an installed package is no place for them
+    beside = out is not None or not (claims.ROOT / "pyproject.toml").exists()
+    return folder / "records" if beside else sweep.place(scale, folder)
 
 
 def _folder(out: Path | None) -> Path:
@@ -167,25 +167,6 @@ def _folder(out: Path | None) -> Path:
     return folder.resolve()
 
 
-def table(rows: list[dict[str, Any]], scale: str | None = None) -> str:
-    """Claims and verdicts as lines of text, one a claim and scale."""
-    lines = []
-    for row in rows:
-        for name, found in row["scales"].items():
-            if found and scale in (None, name):
-                span = f"{claims.number(found['ci_low'])} to {claims.number(found['ci_high'])}"
-                span = "exact" if row["estimator"] == "exact" else span
-                unit = f" {row['unit']}" if row["unit"] else ""
-                lines.append(
-                    f"{row['id']:8} {name:6} {found['verdict']:15} {claims.number(found['estimate']):>9} "
-                    f"({span}){unit}, region {claims.region_text(tuple(row['region']))}, n = {found['n']}, "
-                    f"control: {found['control_verdict']}"
-                )
-        if not any(row["scales"].values()):
-            lines.append(f"{row['id']:8} not run at any scale")
-    return "\n".join(lines)
-
-
 @commands.command("claims", short_help="List every claim with its recorded verdicts.")
 @click.option("--json", "as_json", is_flag=True, help="print every claim as JSON")
 @debug
@@ -195,7 +176,7 @@ def list_claims(as_json: bool) -> int:
     These are verdicts of base seed 0, as they are recorded. How often other passes agree stands on the book's pages.
     """
     rows = [row for path in claims.chapters().values() for row in chapters.listing(path)]
-    click.echo(json.dumps(rows, indent=1) if as_json else table(rows))
+    click.echo(json.dumps(rows, indent=1) if as_json else report.table(rows))
     return 0
 
 
@@ -297,7 +278,7 @@ def refresh(chapter: str, scale: str) -> int:
             click.echo(f"{path.stem}: running at scale quick", err=True)
         failed = refreshed.from_records(path, scale) if kept else refreshed.by_running(path)
         if kept or not failed:
-            click.echo(table(chapters.listing(path), scale))
+            click.echo(report.table(chapters.listing(path), scale))
         what = "it has no verdict" if kept else "nothing is rewritten"
         for key, verdict in failed.items():
             click.echo(f"{key}: its control failed ({verdict.control_verdict}); {what}", err=True)
@@ -318,6 +299,7 @@ def check(norm: str, parts: tuple[str, ...]) -> int:
     """
     import pytest  # of the extra `test`
 
+    sys.path.insert(0, os.getcwd())  # the namespace may stand here
     norms.namespace(norm, ())
     chosen = [claims.find(part).stem for part in parts if part != "layers"]
     here = Path(__file__).parent / "checks"
@@ -336,8 +318,6 @@ def check(norm: str, parts: tuple[str, ...]) -> int:
 def run_stability(chapter: str, show: bool) -> int:
     """Run chapters again with other base seeds, in bf16, on one core and without AVX-512, and print how far the
     verdicts agree. What is recorded by this very code is not run again: stop it at any moment."""
-    from normbook import stability
-
     paths = list(claims.chapters().values()) if chapter == "all" else [claims.find(chapter)]
     flips = 0
     for path in paths:

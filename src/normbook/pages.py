@@ -53,7 +53,8 @@ def badge(row: Row, found: dict[str, Any]) -> str:
 
 
 def fill(text: str, rows: Sequence[Row]) -> str:
-    """Put verdicts into a page: ``[[DS-8a]]`` becomes the id, verdict, interval and n at scale quick.
+    """Put verdicts into a page: ``[[DS-8a]]`` becomes the id, verdict, interval and n at scale quick, and the verdicts
+    at the other scales.
 
     Raises:
         InputError: the page names a claim that no chapter has.
@@ -66,7 +67,8 @@ def fill(text: str, rows: Sequence[Row]) -> str:
         row = known[match[1]]
         found = row["scales"]["quick"]
         said = f"{badge(row, found)}, n = {found['n']}" if found else "not run"
-        return f"({row['id']}: {said})"
+        others = [f"; {mark(one)} at scale `{scale}`" for _, scale, one in judged([row], claims.SCALES[1:])]
+        return f"({row['id']}: {said}{''.join(others)})"
 
     text = text.replace("<!-- overview -->", overview(rows)).replace(
         "<!-- stability -->", f"{totals(rows)}\n\n{how_sure()}"
@@ -89,6 +91,13 @@ def totals(rows: Sequence[Row]) -> str:
         differ = [(row, found) for row, found in both if found["verdict"] != row["scales"]["quick"]["verdict"]]
         text += f" At scale `{scale}` {len(both)} of them are judged again: {len(both) - len(differ)} verdicts are as"
         text += f" at `quick`, {len(differ)} differ"
+        turned = [
+            f"{{doc}}`{row['id']} </notebooks/{slugs[row['chapter']]}>`"
+            for row, found in differ
+            if INCONCLUSIVE not in (found["verdict"], row["scales"]["quick"]["verdict"])
+        ]
+        if turned and len(differ) > FEW_IDS:
+            text += f"; {len(turned)} turn from reproduced to not reproduced or back: {', '.join(turned)}"
         if 0 < len(differ) <= FEW_IDS:
             named = (
                 f"{{doc}}`{row['id']} </notebooks/{slugs[row['chapter']]}>` "
@@ -111,11 +120,13 @@ def how_sure() -> str:
     flips = sum(one.flips for one in found)
     shaky, passes = sum(not one.stable for one in found), sorted({one.passes for one in found})
     times = f"{passes[0]} to {passes[-1]}" if passes[1:] else f"{passes[0]}"
+    last = max(one.seed for slug in claims.chapters() for one in stability.read(int(slug[:2])))
     return (
-        f"Every chapter was run at scale `quick` with other base seeds and in other ways, {times} times. Of "
-        f"{len(found)} verdicts {len(found) - shaky} came out the same, with their controls, in at least "
-        f"{stability.AGREE:.0%} of these passes. {flips or 'None'} turned from reproduced to not reproduced or back in "
-        f"any pass. {{doc}}`status` lists the other {shaky} and says how often each agreed."
+        f"Every chapter was run at scale `quick` {times} times: with base seeds 0 to {last}, and with the first of "
+        f"them in bf16, on one core and without AVX-512. Of {len(found)} verdicts {len(found) - shaky} came out the "
+        f"same, with their controls, in at least {stability.AGREE:.0%} of these passes. {flips or 'None'} turned from "
+        f"reproduced to not reproduced or back in any pass. {{doc}}`status` lists the other {shaky} and says how often "
+        f"each agreed."
     )
 
 

@@ -40,7 +40,8 @@ class Pass:
 class Agreement:
     """One claim over all passes: how often its verdict was the committed one, whether it flips, controls that failed.
 
-    To flip is to be reproduced in one pass and not reproduced in another. ``outcomes`` counts the passes' verdicts.
+    To flip is to be reproduced in one pass and not reproduced in another. ``outcomes`` counts the passes' verdicts; a
+    pass whose control failed leaves the claim open.
     """
 
     id: str
@@ -61,7 +62,7 @@ class Agreement:
 
     @property
     def stable(self) -> bool:
-        return self.share >= AGREE and not self.flips and not self.failed_controls
+        return self.share >= AGREE and not self.flips
 
     def __str__(self) -> str:
         return f"{self.id} (here {self.expected}; passes: {self.said})"
@@ -176,10 +177,10 @@ def agreement(number: int) -> list[Agreement]:
     for key, verdict in expected.items():
         each = [one.verdicts[key] for one in passes if key in one.verdicts and one.verdicts[key].n == verdict.n]
         if each:
-            kinds = [v.verdict for v in each]
+            kinds = [v.verdict if v.control_holds else INCONCLUSIVE for v in each]
             outcomes = {kind: kinds.count(kind) for kind in (REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE)}
             flips = bool(outcomes[REPRODUCED] and outcomes[NOT_REPRODUCED])
-            share = sum(v.verdict == verdict.verdict for v in each) / len(each)
+            share = kinds.count(verdict.verdict) / len(each)
             failed = sum(not v.control_holds for v in each)
             found.append(Agreement(key, verdict.verdict, share, flips, failed, outcomes))
     return found

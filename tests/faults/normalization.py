@@ -19,6 +19,12 @@ FAULTS = (
         "batch norm takes its statistics over one axis too few", (BATCH_NORM,),
     ),
     Fault(
+        "variance-cancels", N, "norms/standardize.py", "var = centered.square().mean(dims, keepdim=True)",
+        "var = (x.square().mean(dims, keepdim=True) - mean.square()).clamp_min(0)",
+        "the variance is E[x²] - E[x]², which has few digits where the mean is large",
+        ("tests/test_checks.py::test_layers_that_are_right_hold",),
+    ),
+    Fault(
         "wrong-axis-instance", N, "norms/instance.py", "tuple(range(2, x.dim())), self",
         "tuple(range(3, x.dim())), self",
         "instance norm takes its statistics over one axis too few",

@@ -45,6 +45,8 @@ def executed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         norms.namespace(name, claims.load(path.stem, norm=name).needs)
     except InputError as error:
         return error
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():  # type: ignore[union-attr]
+        print(f"\n{path.stem}: running at scale quick with the layers of {name}", file=sys.stderr, flush=True)
     return chapters.execute(path, tmp_path_factory.mktemp(path.stem), {"norm": name})
 
 

@@ -116,6 +116,16 @@ def test_float32_agrees_to_rounding(norm: ModuleType, name: str, args: tuple[Any
     assert_equal("the output", found.detach(), expected, 1e-5)
 
 
+@pytest.mark.parametrize(("name", "args", "shape"), CASES, ids=NAMES)
+def test_a_mean_far_above_the_spread_cancels_no_digits(
+    norm: ModuleType, name: str, args: tuple[Any, ...], shape: tuple[int, ...]
+) -> None:
+    layer = make(norm, name, args)
+    x = (inputs(shape) + 1000).float()  # here E[x²] - E[x]² in float32 is off by about a tenth
+    expected = formula(name, args, x.double(), layer.weight, getattr(layer, "bias", None)).detach()
+    assert_equal("the output for inputs around 1000", layer.float()(x).detach(), expected, 1e-3)
+
+
 @pytest.mark.parametrize(("name", "args", "shape"), RUNNING, ids=RUNNING_NAMES)
 @pytest.mark.parametrize("momentum", [0.1, 0.25, None])
 def test_running_statistics(
