@@ -66,3 +66,6 @@ def test_an_exact_claim_and_one_without_a_unit_read_as_text():
     row = {"id": "XX-1", "estimator": "exact", "unit": "", "region": [None, 1e-8], "scales": {"quick": found}}
     assert "2e-16 (exact), region < 1e-08, n = 1" in report.table([row])
     assert "2e-16 (2e-16 to 2e-16) nats, region" in report.table([row | {"estimator": "t", "unit": "nats"}])
+    outcomes = {"reproduced": 8, "not reproduced": 0, "inconclusive": 2}
+    unsure = stability.Agreement("XX-1", "reproduced", 0.8, False, 0, outcomes)
+    assert report.table([row], known={"XX-1": unsure}).endswith("reproduced; passes: 8 reproduced, 2 inconclusive")

@@ -173,10 +173,13 @@ def _folder(out: Path | None) -> Path:
 def list_claims(as_json: bool) -> int:
     """List every claim with its recorded verdicts. Nothing is trained.
 
-    These are verdicts of base seed 0, as they are recorded. How often other passes agree stands on the book's pages.
+    These are verdicts of base seed 0, as they are recorded. Where fewer than 95 % of the recorded passes agree, the
+    line has their outcomes, and the book shows the claim as inconclusive.
     """
     rows = [row for path in claims.chapters().values() for row in chapters.listing(path)]
-    click.echo(json.dumps(rows, indent=1) if as_json else report.table(rows))
+    found = [one for path in claims.chapters().values() for one in stability.agreement(int(path.stem[:2]))]
+    unsure = {one.id: one for one in found if one.share < stability.AGREE}
+    click.echo(json.dumps(rows, indent=1) if as_json else report.table(rows, known=unsure))
     return 0
 
 

@@ -114,9 +114,14 @@ def _time(missing: Sequence[Config], device: str, readings: Sequence[Reading], c
         own = sum(map(throughput.images, configs)) / speed.speed / 3600
         hours += own
         said = f"extrapolated by multiply-adds from {speed.net}" if speed.extrapolated else "read with this net"
-        lines.append(f"    {net}: {len(configs):,} runs, {own:,.1f} {unit} ({speed.speed:,.3g} images/s, {said})")
-    wall = f", {hours / cores / 24:,.1f} days on {cores} cores" if cores > 1 else f", {hours / 24:,.1f} days on one"
-    return [f"  at most {hours:,.1f} {unit} on {device}{wall}", *lines]
+        lines.append(f"    {net}: {len(configs):,} runs, {_rough(own)} {unit} ({speed.speed:,.3g} images/s, {said})")
+    wall = f"{_rough(hours / cores / 24)} days on {cores} cores" if cores > 1 else f"{_rough(hours / 24)} days on one"
+    return [f"  at most {_rough(hours)} {unit} on {device}, {wall}", *lines]
+
+
+def _rough(x: float) -> str:
+    """An estimate with no more digits than it can have."""
+    return f"{x:,.1f}" if x < 100 else f"{float(f'{x:.2g}'):,.0f}"
 
 
 def _memory(missing: Sequence[Config], sample: Sequence[Record]) -> str:

@@ -12,9 +12,11 @@ from normbook.chapters import Executed
 from normbook.stability import Agreement
 
 
-def table(rows: Sequence[Mapping[str, Any]], scale: str | None = None) -> str:
-    """Claims and verdicts as lines of text, one a claim and scale."""
-    lines = []
+def table(
+    rows: Sequence[Mapping[str, Any]], scale: str | None = None, known: Mapping[str, Agreement] | None = None
+) -> str:
+    """Claims and verdicts as lines of text, one a claim and scale; for claims in ``known`` their passes' outcomes."""
+    lines, known = [], known or {}
     for row in rows:
         for name, found in row["scales"].items():
             if found and scale in (None, name):
@@ -25,6 +27,7 @@ def table(rows: Sequence[Mapping[str, Any]], scale: str | None = None) -> str:
                     f"{row['id']:8} {name:6} {found['verdict']:15} {claims.number(found['estimate']):>9} "
                     f"({span}){unit}, region {claims.region_text(tuple(row['region']))}, n = {found['n']}, "
                     f"control: {found['control_verdict']}"
+                    + (f"; passes: {known[row['id']].said}" if name == "quick" and row["id"] in known else "")
                 )
         if not any(row["scales"].values()):
             lines.append(f"{row['id']:8} not run at any scale")
