@@ -44,7 +44,7 @@ def test_what_is_recorded_is_counted_with_devices_dates_data_and_code(path, monk
     )
     assert "data `digits`." in text and "older code" not in text and "with `--plan`" in text
     monkeypatch.setattr(records, "code_hash", lambda: "another")
-    assert "Some of them are of older code." in recorded.passage("05_small", [])
+    assert "All of them are of older code." in recorded.passage("05_small", [])
 
 
 def test_verdicts_stand_in_a_table_beside_the_papers_numbers(path, tmp_path):

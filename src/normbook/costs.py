@@ -41,7 +41,10 @@ def grids(slug: str) -> list[Grid]:
 
 def counted(found: Sequence[Grid]) -> str:
     """How many runs of a chapter are recorded, in a cell of a table."""
-    said = [f"{recorded.counts(grid.found) or 'nothing'} at {grid.scale}" for grid in found]
+    said = []
+    for grid in found:
+        age = recorded.older_code(grid.found)
+        said.append(f"{recorded.counts(grid.found) or 'nothing'} at {grid.scale}{f' ({age})' if age else ''}")
     return ", ".join(said) or "no grid declared"
 
 

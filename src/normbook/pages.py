@@ -316,7 +316,8 @@ def status(executed: Sequence[Executed], recorded: Sequence[str]) -> str:
         "# Status",
         "",
         "What this copy of the book was built from. *Fresh* means that the outputs come from the code shown. "
-        "*Records* are the runs at scales `cifar` and `paper`.",
+        "*Records* are the runs at scales `cifar` and `paper`. *Of older code*: a module that training uses has "
+        "changed since, in what it computes or only in its text; the runs were not made again.",
         "",
     ]
     rows = [["chapter", "state", "records", "started", "seconds", "slowest cell, seconds", "torch"], ["---"] * 7]

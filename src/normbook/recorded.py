@@ -107,10 +107,17 @@ def _counted(number: int, scale: str, found: Mapping[str, Any]) -> str:
         for name, hours in found["devices"].items()
     )
     days = " to ".join(dict.fromkeys((found["start"], found["end"])))
-    older = "" if found["code"] in ([], [records.code_hash()]) else " Some of them are of older code."
+    older = f" {age[0].upper()}{age[1:]}." if (age := older_code(found)) else ""
     text = f"**Scale `{scale}`.** {counts(found)} are recorded: {spent}, {days}"
     text += f", data {', '.join(f'`{name}`' for name in found['data'])}.{older}" if found["data"] else f".{older}"
     return text if all(found[n] == found[m] for n, m, _ in COUNTED) else f"{text} {how}"
+
+
+def older_code(found: Mapping[str, Any]) -> str:
+    """Whether what is recorded was made by older code of training, in words."""
+    if found["code"] in ([], [records.code_hash()]):
+        return ""
+    return f"{'some of them are' if records.code_hash() in found['code'] else 'all of them are'} of older code"
 
 
 def counts(found: Mapping[str, Any]) -> str:
