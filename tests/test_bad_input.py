@@ -120,7 +120,7 @@ PARAMETER = [
     Case("run 5 --scale quik", "did you mean 'quick'?"),
     Case("run 5 --scale", "'--scale' requires an argument"),
     Case("run all --scale tinny", "did you mean 'tiny'?"),
-    Case("run 5 --scale cifar --device cpu", "cifar10-jpeg.tar.gz is not in"),
+    Case("run 5 --scale cifar --seed 1 --device cpu", "cifar10-jpeg.tar.gz is not in"),
     Case("run 5 --plan", "--plan, --only and --on are for scale cifar or paper: scale quick keeps no runs"),
     Case("run 5 --on ray", "--on are for scale cifar or paper: scale quick keeps no runs"),
     Case("run 5 --scale tiny --only depth=16", "--plan, --only and --on are for scale cifar or paper"),

@@ -286,7 +286,7 @@ def test_the_bundle_of_a_judgement_holds_what_verdicts_json_needs():
 def test_the_table_shows_estimate_unit_interval_region_and_verdict():
     rows = judged().table.splitlines()
     assert len(rows) == 4 and all(row.startswith("| ") or row.startswith("|-") for row in rows)
-    assert rows[2] == "| X-1 | reproduced | difference | 1.2 points | 1 to 1.4, n = 5 | > 0 |"
+    assert rows[2] == "| X-1 | reproduced | 1.2 points | 1 to 1.4, n = 5 | > 0 | difference |"
     exact = judge([claim(n=1, estimator="exact", region=(None, 1e-6))], {"X-1": [1e-8]}, {"X-1": [1.0]})
     assert "| exact |" in exact.table and "| < 1e-06 |" in exact.table
     bars = judge([claim(quantity="|noise - 1|")], {"X-1": ABOVE}, {"X-1": BELOW}).table.splitlines()[2]
