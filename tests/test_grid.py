@@ -58,6 +58,7 @@ def trained(monkeypatch):
         return Here()
 
     pool.cache_clear = lambda: None
+    grid._pool.cache_clear()  # work that fails ends every worker, those of a pool kept from another test too
     monkeypatch.setattr(grid, "_pool", pool)
     monkeypatch.setattr(train, "run", lambda configs, device: calls.append(list(configs)) or honest(configs, device))
     return calls
