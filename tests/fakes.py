@@ -76,7 +76,7 @@ def chapter(monkeypatch, folder, text=None):
     (folder / "pyproject.toml").touch()
     monkeypatch.setattr(claims, "ROOT", folder)
     monkeypatch.setattr(chapters, "execute", execute)
-    monkeypatch.setattr(grid, "_pool", pool)
+    work_here(monkeypatch)
     return claims.find(5)
 
 
@@ -115,6 +115,12 @@ def pool(workers):
 
 
 pool.cache_clear = lambda: None
+
+
+def work_here(monkeypatch):
+    """Let grids work in this process. Work that fails ends every worker: no pool is kept that has lost its own."""
+    grid._pool.cache_clear()
+    monkeypatch.setattr(grid, "_pool", pool)
 
 
 def record(config, loss=2.0, **changes):

@@ -7,7 +7,7 @@ import fakes
 import numpy as np
 import pytest
 
-from normbook import claims, grid, plan, probed, probes, recorded, records
+from normbook import claims, plan, probed, probes, recorded, records
 from normbook.errors import InputError
 from normbook.probes import shift
 from normbook.train import Config
@@ -36,7 +36,7 @@ def measured(text: str) -> Found:
 
 @pytest.fixture
 def here(monkeypatch):
-    monkeypatch.setattr(grid, "_pool", fakes.pool)
+    fakes.work_here(monkeypatch)
 
 
 def same(a, b):
