@@ -28,7 +28,8 @@ def test_recorded_runs_say_hours_memory_and_size_and_missing_ones_what_the_plan_
     assert found["cifar"].startswith(f"{done} of {of} runs took ") and "core hours on" in found["cifar"]
     assert "GiB of memory a worker" in found["cifar"] and found["cifar"].endswith("MB of records")
     assert "runs to make" in found["paper"] and "GPU hours" in found["paper"] and "a CPU" not in found["paper"]
-    assert costs.counted(planned[4]).startswith(f"{done} of {of} runs at cifar")
+    age = costs.recorded.older_code(planned[4][0].found)
+    assert costs.counted(planned[4]).startswith(f"{done} of {of} runs at cifar{f' ({age})' if age else ''}, ")
     assert costs.counted([]) == "no grid declared"
 
 

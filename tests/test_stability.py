@@ -90,6 +90,10 @@ def test_a_pass_whose_control_failed_leaves_the_claim_open(root):
     stability.write(5, [*passes, one(0, stability.AVX2, A=verdict(REPRODUCED, control=INCONCLUSIVE))])
     (a,) = stability.agreement(5)
     assert a.share == 20 / 21 and a.stable and a.said == "20 reproduced, 1 inconclusive" and a.failed_controls == 1
+    turned = one(1, stability.AVX2, A=verdict(NOT_REPRODUCED, control=INCONCLUSIVE))
+    stability.write(5, [*passes, turned])
+    assert stability.agreement(5)[0].flips  # a failed control hides no flip
+    stability.write(5, [*passes, one(0, stability.AVX2, A=verdict(REPRODUCED, control=INCONCLUSIVE))])
     said = stability.summary(5, "now")
     assert said.endswith("Controls that failed: A in 1 of the passes.") and "Less often" not in said
 

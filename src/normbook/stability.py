@@ -179,7 +179,7 @@ def agreement(number: int) -> list[Agreement]:
         if each:
             kinds = [v.verdict if v.control_holds else INCONCLUSIVE for v in each]
             outcomes = {kind: kinds.count(kind) for kind in (REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE)}
-            flips = bool(outcomes[REPRODUCED] and outcomes[NOT_REPRODUCED])
+            flips = {REPRODUCED, NOT_REPRODUCED} <= {v.verdict for v in each}  # also where a control failed
             share = kinds.count(verdict.verdict) / len(each)
             failed = sum(not v.control_holds for v in each)
             found.append(Agreement(key, verdict.verdict, share, flips, failed, outcomes))
